@@ -1,0 +1,1 @@
+"""Judge it: metrics, transfer and forgetting."""

@@ -1,0 +1,1 @@
+"""What is learned next: samplers, policies, packing, the ledger."""

@@ -1,0 +1,1 @@
+"""Who learns: stems per modality, trunks, heads, hub loading, FLOP counting."""

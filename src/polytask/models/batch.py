@@ -1,0 +1,111 @@
+"""A batch: what a model sees in one step. It may mix tasks, modalities and labels.
+
+A *sequence* is one item the trunk runs on. A row usually gives one sequence; multiple choice gives
+one per candidate, matching gives two. A *pair* is (row, task): one label to predict. Rows that
+several tasks label give several pairs but still one sequence, so the trunk runs once.
+
+Fields are named 'modality.name'. For every modality M present, 'M.sequence' says which sequence
+each entry belongs to, so that a stem runs only over the entries it is for:
+
+    text.ids      (n, length) int64      text.length   (n,) int64     text.sequence   (n,)
+    text.prefix   (n,) int64             tokens before this index see each other (equal to length:
+                                         bidirectional; 0: causal)
+    image.pixels  (n, 3, height, width) uint8                         image.sequence  (n,)
+    series.values (n, length, channels) float32, NaN = missing        series.sequence (n,)
+    series.length (n,) int64             series.channels (n,) int64
+    table.number  (n, columns) float32 standardised, NaN = missing; table.number_id (n, columns) int64
+    table.category (n, columns) int64 global category id; -1 = padding; table.sequence (n,)
+    features.values (n, length, width) float32; features.length (n,)  features.sequence (n,)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Target:
+    """Labels of one schema kind in a batch, one entry per pair."""
+
+    sequence: (
+        Tensor  # (pairs, k) int64: the pair's sequences; k = 1, 2 (matching), choices; -1 pads
+    )
+    task: Tensor  # (pairs,) int64 task id
+    row: Tensor  # (pairs,) int64 row index within the task's split
+    value: Tensor  # (pairs, ...) label, padded; what it holds is the schema's business
+    size: Tensor | None = None  # (pairs, ...) true extent of `value` where it was padded
+
+    def __len__(self) -> int:
+        return int(self.task.shape[0])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Fields for the stems, and targets by schema kind."""
+
+    fields: dict[str, Tensor]
+    targets: dict[str, Target]
+    task: Tensor  # (sequences,) int64: first task of the row's group; adapters and routers gather by it
+    row: Tensor  # (sequences,) int64 row index: names culprits in errors
+    rows: int  # number of rows drawn from the mixture
+
+    @property
+    def sequences(self) -> int:
+        return int(self.task.shape[0])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch on another device."""
+
+        def move(tensor: Tensor | None) -> Any:
+            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
+
+        return replace(
+            self,
+            fields={name: move(value) for name, value in self.fields.items()},
+            targets={
+                kind: Target(
+                    move(t.sequence), move(t.task), move(t.row), move(t.value), move(t.size)
+                )
+                for kind, t in self.targets.items()
+            },
+            task=move(self.task),
+            row=move(self.row),
+        )
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Named loss terms, one value per pair: masks for missing labels, logging per task, weighting,
+    aggregation and contribution analysis all read this one record."""
+
+    value: dict[str, Tensor]  # term -> (pairs,) float32, unreduced
+    task: dict[str, Tensor]  # term -> (pairs,) int64
+    row: dict[str, Tensor]  # term -> (pairs,) int64
+
+    def per_task(self, tasks: int) -> tuple[Tensor, Tensor]:
+        """Mean loss per task, terms added, and the number of pairs: both (tasks,).
+
+        A task that is absent from the batch has mean 0 and count 0.
+        """
+        total, count = self.sums(tasks)
+        mean = (
+            sum(total[name] / count[name].clamp(min=1) for name in self.value)
+            if self.value
+            else torch.zeros(tasks)
+        )
+        pairs = torch.stack(list(count.values())).amax(0) if count else torch.zeros(tasks)
+        return torch.as_tensor(mean), pairs
+
+    def sums(self, tasks: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Per term: summed value and number of pairs for each task, (tasks,) each."""
+        total: dict[str, Tensor] = {}
+        count: dict[str, Tensor] = {}
+        for name, value in self.value.items():
+            zero = value.new_zeros(tasks)
+            total[name] = zero.index_add(0, self.task[name], value)
+            count[name] = zero.index_add(0, self.task[name], torch.ones_like(value))
+        return total, count

@@ -1,0 +1,1 @@
+"""Look at it: pictures and HTML reports."""

@@ -1,0 +1,1 @@
+"""Compare honestly: arms, budgets, seeds, statistics, evidence."""

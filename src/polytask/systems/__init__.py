@@ -1,0 +1,1 @@
+"""The 64 systems: one file each, composed of the parts below."""

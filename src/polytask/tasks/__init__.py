@@ -1,0 +1,1 @@
+"""What is to be learned: tasks, schemas, templates, splits, leak checks."""

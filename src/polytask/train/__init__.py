@@ -1,0 +1,1 @@
+"""How it learns: trainer, stages, optimisers, gradient aggregation, checkpoints, distribution."""
