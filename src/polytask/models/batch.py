@@ -13,7 +13,8 @@ each entry belongs to, so that a stem runs only over the entries it is for:
     image.pixels  (n, 3, height, width) uint8                         image.sequence  (n,)
     series.values (n, length, channels) float32, NaN = missing        series.sequence (n,)
     series.length (n,) int64             series.channels (n,) int64
-    table.number  (n, columns) float32 standardised, NaN = missing; table.number_id (n, columns) int64
+    table.number  (n, columns) float32 standardised, NaN = missing
+    table.number_id (n, columns) int64 global number-column id
     table.category (n, columns) int64 global category id; -1 = padding; table.sequence (n,)
     features.values (n, length, width) float32; features.length (n,)  features.sequence (n,)
 """
@@ -49,7 +50,7 @@ class Batch:
 
     fields: dict[str, Tensor]
     targets: dict[str, Target]
-    task: Tensor  # (sequences,) int64: first task of the row's group; adapters and routers gather by it
+    task: Tensor  # (sequences,) int64 first task of the row's group; routers gather by it
     row: Tensor  # (sequences,) int64 row index: names culprits in errors
     rows: int  # number of rows drawn from the mixture
 
