@@ -24,7 +24,7 @@ LEVELS = [
     {"report"},
     {"pipeline"},
     {"systems"},
-    {"cli"},
+    {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 STAGES = LEVELS[5]

@@ -85,7 +85,7 @@ def _overview() -> str:
             *lines,
             "",
             "Start here:",
-            "  polytask train                      one model on ten real tasks, in about two minutes",
+            "  polytask train                      one model on many real tasks, in two minutes",
             "  polytask train --init my_data/      write a config for your own files, then",
             "  polytask train my_data/polytask.yaml",
             "",
