@@ -83,7 +83,9 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     parts = [
         torch.linalg.vector_norm(t if t.dtype == torch.float64 else t.float()) for t in tensors
     ]
-    return torch.linalg.vector_norm(torch.stack([part.to(parts[0].device) for part in parts]))
+    together = torch.stack([part.to(parts[0].device) for part in parts])
+    total: Tensor = torch.linalg.vector_norm(together)
+    return total
 
 
 @contextmanager
