@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from polytask.data.embedded import digits_and_tables, fashion, mnist5k
+from polytask.data.embedded import (
+    code,
+    dialogue,
+    digits_and_tables,
+    fashion,
+    mnist5k,
+    series,
+    spikes,
+    translations,
+)
 from polytask.data.embedded.info import Entry
 from polytask.registry import Registry
 
-FAMILIES = (digits_and_tables, mnist5k, fashion)
+FAMILIES = (
+    digits_and_tables,
+    mnist5k,
+    translations,
+    dialogue,
+    code,
+    series,
+    spikes,
+    fashion,
+)
 
 ENTRIES: Registry[Entry] = Registry("embedded data set")
 for family in FAMILIES:

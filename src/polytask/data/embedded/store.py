@@ -174,9 +174,10 @@ def _write_split(folder: Path, split: str, columns: Mapping[str, Any]) -> None:
         for name, cells in columns.items()
     }
     table = pa.table(arrays)
-    with pa.OSFile(str(folder / f"{split}.arrow"), "wb") as sink, pa.ipc.new_file(
-        sink, table.schema
-    ) as writer:
+    with (
+        pa.OSFile(str(folder / f"{split}.arrow"), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as writer,
+    ):
         writer.write_table(table)
 
 

@@ -1,0 +1,187 @@
+"""Django's interface translations: which language is this, and are these two a translation pair.
+
+Every message is keyed by its English text; the split is drawn from that key alone, so a message
+stands in one split in all its languages, and in the same split for both tasks.
+"""
+
+from __future__ import annotations
+
+import gettext
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from polytask.data.embedded.info import EmbeddedInfo, Entry, Splits
+from polytask.data.embedded.sources import Located, Wheel
+from polytask.data.embedded.splits import by_split, normal, split_of
+from polytask.rng import generator
+
+LANGUAGES = {
+    "en": "English",
+    "de": "German",
+    "fr": "French",
+    "es": "Spanish",
+    "it": "Italian",
+    "pt_BR": "Portuguese",
+    "nl": "Dutch",
+    "sv": "Swedish",
+    "pl": "Polish",
+    "ru": "Russian",
+    "tr": "Turkish",
+    "ja": "Japanese",
+}
+PAIRED = ("de", "fr", "es", "it", "pt_BR", "nl", "ru")
+_BLOCK = 16
+_PLACEHOLDER = re.compile(r"%\(\w+\)\w|%[sd]|\{\w*\}")
+
+
+def read_messages(files: list[Path]) -> dict[str, dict[str, str]]:
+    """Language -> English message -> translation, singular forms, first application first.
+
+    Untranslated messages (equal to the English) and messages without letters are left out.
+    """
+    found: dict[str, dict[str, str]] = {language: {} for language in LANGUAGES if language != "en"}
+    for path in files:
+        language = path.parts[-3]
+        if language not in found:
+            continue
+        with path.open("rb") as handle:
+            catalogue: dict[Any, str] = gettext.GNUTranslations(handle)._catalog  # type: ignore[attr-defined]
+        for key, text in catalogue.items():
+            if isinstance(key, tuple) and key[1] != 0:
+                continue
+            english = (key[0] if isinstance(key, tuple) else key).split("\x04")[-1]
+            if normal(english) and normal(text) and normal(english) != normal(text):
+                found[language].setdefault(english, text)
+    return found
+
+
+def _language(located: Located) -> Splits:
+    messages = read_messages(located.files())
+    rows = [
+        (english, text, language)
+        for language, texts in messages.items()
+        for english, text in texts.items()
+    ]
+    rows += [(english, english, "en") for english in dict.fromkeys(row[0] for row in rows)]
+    rows = _once([row for row in rows if _letters(row[1])])
+    heard = Counter(text for text, _ in {(normal(text), lang) for _, text, lang in rows})
+    rows = [row for row in rows if heard[normal(row[1])] == 1]
+    columns = {
+        "text": [text for _, text, _ in rows],
+        "language": [LANGUAGES[language] for *_, language in rows],
+        "english": [english for english, *_ in rows],
+    }
+    return by_split(columns, [_split(english) for english, *_ in rows])
+
+
+def _split(english: str) -> str:
+    return split_of("django", normal(english))
+
+
+def _letters(text: str) -> bool:
+    """True where something is left to read once the placeholders are taken out."""
+    return sum(letter.isalpha() for letter in _PLACEHOLDER.sub("", text)) >= 2
+
+
+def _once(rows: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """The first of the rows whose texts read alike in one language."""
+    return list(
+        {(normal(text), lang): (eng, text, lang) for eng, text, lang in rows[::-1]}.values()
+    )[::-1]
+
+
+def _pairs(located: Located) -> Splits:
+    messages = read_messages(located.files())
+    columns: dict[str, list[str]] = {"english": [], "other": [], "language": [], "label": []}
+    splits: list[str] = []
+    for language in PAIRED:
+        texts = messages[language]
+        rows = _once([(eng, text, language) for eng, text in texts.items() if _letters(text)])
+        rows = list({normal(row[0]): row for row in rows[::-1]}.values())[::-1]
+        for split in ("train", "valid", "test"):
+            chosen = [row[:2] for row in rows if _split(row[0]) == split]
+            for label, pairs in (("yes", chosen), ("no", swapped(chosen, f"{language}/{split}"))):
+                for english, other in pairs:
+                    columns["english"].append(english)
+                    columns["other"].append(other)
+                    columns["language"].append(LANGUAGES[language])
+                    columns["label"].append(label)
+                    splits.append(split)
+    return by_split(columns, splits)
+
+
+def swapped(pairs: list[tuple[str, str]], stream: str) -> list[tuple[str, str]]:
+    """Every English text with another's translation, alike in placeholders and length.
+
+    Pairs are ordered by placeholders and length and translations handed round in blocks, so each
+    text serves once in a right pair and once in a wrong one: neither side alone tells the label.
+    """
+    if len(pairs) < 2:
+        return []
+    order = sorted(pairs, key=lambda p: (sorted(_PLACEHOLDER.findall(p[0])), len(p[1]), p[0]))
+    blocks = [order[i : i + _BLOCK] for i in range(0, len(order), _BLOCK)]
+    if len(blocks[-1]) == 1:
+        blocks[-2:] = [blocks[-2] + blocks[-1]]
+    wrong = []
+    for number, block in enumerate(blocks):
+        dealt = generator(0, "embedded", "translation-pairs", stream, number).permutation(
+            len(block)
+        )
+        ring = [block[i] for i in dealt]
+        wrong += [(ring[i][0], ring[i - 1][1]) for i in range(len(ring))]
+    return wrong
+
+
+_SOURCES = (Wheel("django", ("django/**/locale/*/LC_MESSAGES/*.mo",)),)
+_NOTE = (
+    "Interface texts: short (median two words), with placeholders such as %(name)s kept. Content "
+    "follows the installed Django version. The split is by English message."
+)
+
+SETS = (
+    Entry(
+        EmbeddedInfo(
+            name="django-language",
+            title="Which of 12 languages an interface text of Django is written in",
+            licence="BSD-3-Clause (Django Software Foundation and translators)",
+            modality="text",
+            sources=_SOURCES,
+            tasks={
+                "django-language": {
+                    "data": "embedded:django-language",
+                    "schema": "classification",
+                    "inputs": {"text": "text"},
+                    "target": "language",
+                }
+            },
+            classes=tuple(LANGUAGES.values()),
+            fixed=False,
+            note=_NOTE + " Texts that read the same in two languages are left out.",
+        ),
+        _language,
+    ),
+    Entry(
+        EmbeddedInfo(
+            name="django-translation-pairs",
+            title="Does the second text translate the first? English with seven languages",
+            licence="BSD-3-Clause (Django Software Foundation and translators)",
+            modality="text",
+            sources=_SOURCES,
+            tasks={
+                "django-translation-pairs": {
+                    "data": "embedded:django-translation-pairs",
+                    "schema": "pair",
+                    "inputs": {"text": ["english", "other"]},
+                    "target": "label",
+                }
+            },
+            classes=("no", "yes"),
+            fixed=False,
+            note=_NOTE + " Wrong pairs are alike in length and placeholders; every text stands "
+            "once in a right and once in a wrong pair.",
+        ),
+        _pairs,
+    ),
+)
