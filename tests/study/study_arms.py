@@ -58,3 +58,16 @@ class Slow:
         (Path(self.folder) / f"began-{seed}").touch()
         time.sleep(self.seconds if seed else 0.0)
         return Result({"accuracy": float(seed)}, Budget(rows=1))
+
+
+@dataclass(frozen=True)
+class Bowl:
+    """Best at lr = `at`; radius adds to it."""
+
+    at: float
+    lr: float
+    radius: float = 0.0
+
+    def __call__(self, seed: int, budget: Budget) -> Result:
+        value = 1 - (self.lr - self.at) ** 2 + self.radius + 0.001 * seed
+        return Result({"accuracy": value, "seed": seed}, Budget(rows=10))

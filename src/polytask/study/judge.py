@@ -141,10 +141,10 @@ def overall(judgements: Sequence[Judgement]) -> tuple[Verdict, str]:
     unharmed = [j for j in ablations if j.verdict != "shown"]
     if unharmed:
         return "not shown", f"an ablation did not come out worse: {unharmed[0].sentence}"
-    what = f"{len(claims)} claim{'s' if len(claims) != 1 else ''}"
+    what = "the claim" if len(claims) == 1 else f"all {len(claims)} claims"
     if ablations:
-        what += f" and {len(ablations)} ablation{'s' if len(ablations) != 1 else ''}"
-    return "shown", f"all of {what} came out as stated"
+        what += f" and {'its ablation' if len(ablations) == 1 else f'{len(ablations)} ablations'}"
+    return "shown", f"{what} came out as stated"
 
 
 def warnings(judgements: Sequence[Judgement], arms: Mapping[str, ArmRecord]) -> list[str]:

@@ -1,0 +1,8 @@
+"""Let `study_arms` be imported by name here and in spawned processes, which inherit the path."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
