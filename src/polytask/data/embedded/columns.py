@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,6 @@ class Ragged(Sequence[np.ndarray]):
         return self.values[self.offsets[index] : self.offsets[index + 1]]
 
 
-@dataclass(frozen=True)
 class ColumnRows:
     """Rows over columns of equal length.
 
@@ -39,13 +37,11 @@ class ColumnRows:
     `Ragged`, a pyarrow column or a list.
     """
 
-    data: Mapping[str, Any]
-    name: str
-    _cells: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-
-    @property
-    def columns(self) -> tuple[str, ...]:  # type: ignore[override]
-        return tuple(self.data)
+    def __init__(self, data: Mapping[str, Any], name: str) -> None:
+        self.data = data
+        self.name = name
+        self.columns: tuple[str, ...] = tuple(data)
+        self._cells: dict[str, Sequence[Any]] = {}
 
     def __len__(self) -> int:
         return len(next(iter(self.data.values()), ()))
@@ -56,9 +52,8 @@ class ColumnRows:
         return {column: self.cells(column)[index] for column in self.data}
 
     def take(self, indices: Sequence[int]) -> list[Row]:
-        columns = [self.cells(column) for column in self.data]
-        names = self.columns
-        return [dict(zip(names, (c[i] for c in columns), strict=True)) for i in indices]
+        columns = [(column, self.cells(column)) for column in self.columns]
+        return [{column: cells[i] for column, cells in columns} for i in indices]
 
     def where(self, index: int) -> str:
         return f"{self.name}, row {index + 1}"
@@ -72,5 +67,4 @@ class ColumnRows:
             elif hasattr(value, "to_pylist"):
                 value = value.to_pylist()
             self._cells[column] = value
-        found: Sequence[Any] = self._cells[column]
-        return found
+        return self._cells[column]

@@ -20,8 +20,18 @@ from polytask.data.embedded.splits import by_split, stratified
 _FOLDER = "sklearn/datasets/data"
 _UCI = "CC-BY-4.0 (UCI Machine Learning Repository); package scikit-learn: BSD-3-Clause"
 
-_CELL = ("radius", "texture", "perimeter", "area", "smoothness", "compactness", "concavity")
-_CELL += ("concave_points", "symmetry", "fractal_dimension")
+_CELL = (
+    "radius",
+    "texture",
+    "perimeter",
+    "area",
+    "smoothness",
+    "compactness",
+    "concavity",
+    "concave_points",
+    "symmetry",
+    "fractal_dimension",
+)
 BREAST_CANCER = tuple(f"{stat}_{part}" for stat in ("mean", "error", "worst") for part in _CELL)
 WINE = (
     "alcohol",

@@ -85,7 +85,7 @@ SETS = (
     Entry(
         EmbeddedInfo(
             name="nitime-spikes",
-            title="Grasshopper auditory receptor: 40 ms of sound envelope -> spikes in its last 10 ms",
+            title="Grasshopper auditory receptor: 40 ms of sound envelope -> spikes in the last 10",
             licence=_LICENCE,
             modality="spikes",
             sources=_SOURCES,

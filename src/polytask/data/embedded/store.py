@@ -8,33 +8,30 @@ for an empty cache both end with the same complete folder.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import warnings
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from polytask.data.embedded.columns import Ragged
+from polytask.data.embedded.folders import builders_lock, whole
 from polytask.data.embedded.info import Entry, Splits
 from polytask.data.embedded.sources import Located, Source, cache_root, locate, missing
-from polytask.errors import CheckpointError, DataError
-from polytask.files import MANIFEST, building, named_os_errors, verify_manifest, write_json
+from polytask.errors import DataError
+from polytask.files import MANIFEST, building, write_json
 
 META = "meta.json"
-_verified: dict[Path, tuple[tuple[str, int, int, int], ...]] = {}
 
 
 def open_splits(entry: Entry) -> dict[str, dict[str, Any]]:
     """Columns per split, from the cache where it is whole, else built and cached."""
     located = None if entry.info.fixed else locate(entry.info.sources)
     folder = _folder(entry, located)
-    if folder is not None and _whole(folder):
+    if folder is not None and whole(folder):
         return _read(folder)
     if located is None:
         located = locate(entry.info.sources)
@@ -42,8 +39,8 @@ def open_splits(entry: Entry) -> dict[str, dict[str, Any]]:
         raise missing(entry.info.name, entry.info.title, entry.info.sources)
     folder = _folder(entry, located)
     assert folder is not None
-    with _waiting_lock(folder):
-        if not _whole(folder, warn=True):
+    with builders_lock(folder):
+        if not whole(folder, warn=True):
             _build(entry, located, folder)
     return _read(folder)
 
@@ -97,38 +94,6 @@ def _folder(entry: Entry, found: tuple[Source, Located] | None) -> Path | None:
     return max(older, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
-@contextmanager
-def _waiting_lock(folder: Path) -> Iterator[None]:
-    """Hold the builders' lock of a cache folder; a second builder waits for the first."""
-    with named_os_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with (folder.parent / f".{folder.name}.lock").open("a") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-
-
-def _signature(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
-    stats = ((path.name, path.stat()) for path in sorted(folder.iterdir()))
-    return tuple((name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in stats)
-
-
-def _whole(folder: Path, warn: bool = False) -> bool:
-    """True when the folder is complete and unaltered; with `warn`, damage is said aloud."""
-    if not folder.is_dir():
-        return False
-    signature = _signature(folder)
-    if _verified.get(folder) == signature:
-        return True
-    try:
-        verify_manifest(folder)
-    except CheckpointError as error:
-        if warn:
-            warnings.warn(f"cached data damaged, building it again: {error}", stacklevel=4)
-        return False
-    _verified[folder] = signature
-    return True
-
-
 def _build(entry: Entry, found: tuple[Source, Located], folder: Path) -> None:
     source, located = found
     try:
@@ -156,17 +121,19 @@ def _build(entry: Entry, found: tuple[Source, Located], folder: Path) -> None:
             "columns": {split: list(columns) for split, columns in splits.items()},
         }
         for split, columns in splits.items():
-            _write_split(aside, split, columns)
+            _write_split(aside, split, columns).chmod(0o644)
         write_json(aside / META, meta)
 
 
-def _write_split(folder: Path, split: str, columns: Mapping[str, Any]) -> None:
+def _write_split(folder: Path, split: str, columns: Mapping[str, Any]) -> Path:
+    path = folder / f"{split}.arrow"
     if all(isinstance(cells, np.ndarray) for cells in columns.values()):
         from safetensors.numpy import save_file
 
         tensors = {name: np.ascontiguousarray(cells) for name, cells in columns.items()}
-        save_file(tensors, folder / f"{split}.safetensors")
-        return
+        path = path.with_suffix(".safetensors")
+        save_file(tensors, path)
+        return path
     import pyarrow as pa
 
     arrays = {
@@ -175,10 +142,11 @@ def _write_split(folder: Path, split: str, columns: Mapping[str, Any]) -> None:
     }
     table = pa.table(arrays)
     with (
-        pa.OSFile(str(folder / f"{split}.arrow"), "wb") as sink,
+        pa.OSFile(str(path), "wb") as sink,
         pa.ipc.new_file(sink, table.schema) as writer,
     ):
         writer.write_table(table)
+    return path
 
 
 def _read(folder: Path) -> dict[str, dict[str, Any]]:
