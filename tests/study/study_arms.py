@@ -49,14 +49,14 @@ def dies(seed: int, budget: Budget) -> Result:
 
 @dataclass(frozen=True)
 class Slow:
-    """Leaves a mark when it begins, then takes `seconds`."""
+    """Leaves a mark when it begins, then takes a minute, unless the folder holds 'hurry'."""
 
     folder: str
-    seconds: float
 
     def __call__(self, seed: int, budget: Budget) -> Result:
         (Path(self.folder) / f"began-{seed}").touch()
-        time.sleep(self.seconds if seed else 0.0)
+        if seed and not (Path(self.folder) / "hurry").exists():
+            time.sleep(60)
         return Result({"accuracy": float(seed)}, Budget(rows=1))
 
 

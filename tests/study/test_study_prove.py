@@ -133,6 +133,9 @@ def test_finished_results_are_not_run_again_until_something_changes(tmp_path: Pa
     assert len(list(log.iterdir())) == 14
     prove(study(pair(log), budget=Budget(rows=99)), seeds=3, cache=kept)
     assert len(list(log.iterdir())) == 20
+    same_params = pair(log) | {"bad": Arm("bad", Noisy(0.6, log=str(log)), {"mean": 0.7})}
+    prove(study(same_params), seeds=3, cache=kept)
+    assert len(list(log.iterdir())) == 23
 
 
 def test_a_damaged_result_is_computed_again(tmp_path: Path) -> None:
@@ -207,7 +210,7 @@ from study_arms import Slow
 from polytask.study import Arm, Budget, Claim, Study, prove
 if __name__ == "__main__":
     folder = sys.argv[1]
-    arms = {n: Arm(n, Slow(folder, 60.0)) for n in ("good", "bad")}
+    arms = {n: Arm(n, Slow(folder)) for n in ("good", "bad")}
     s = Study("kill", arms, (Claim("good", "bad", "accuracy"),), Budget(rows=1))
     prove(s, seeds=2, workers=1, cache=Path(folder) / "cache", code="fixed")
 """
@@ -232,7 +235,8 @@ def test_a_killed_proof_goes_on_where_it_was_and_leaves_no_process(
         wait_for(lambda: not Path(f"/proc/{worker}/cmdline").exists() or state(worker) == "Z")
     finally:
         process.kill()
-    arms = {n: Arm(n, Slow(str(tmp_path), 0.0)) for n in ("good", "bad")}
+    (tmp_path / "hurry").touch()
+    arms = {n: Arm(n, Slow(str(tmp_path))) for n in ("good", "bad")}
     resumed = Study("kill", arms, (CLAIM,), Budget(rows=1))
     evidence = prove(resumed, seeds=2, cache=tmp_path / "cache", code="fixed")
     assert evidence.reused == 2

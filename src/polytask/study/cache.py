@@ -1,12 +1,13 @@
 """Finished results, one file per (arm, seed), so that an interrupted proof goes on where it was.
 
 A file's name carries a key over everything that could change the result: the arm's name and
-parameters, the budget, the size and the version of the code. Nothing is ever reused whose key
-differs. Files are written aside and renamed, so a kill leaves a whole result or none.
+parameters, what it runs, the budget, the size and the version of the code. Nothing is reused
+whose key differs. Files are written aside and renamed, so a kill leaves a whole result or none.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import inspect
@@ -70,11 +71,29 @@ def _module_of(run: Callable[..., Any]) -> str:
     return str(named.__module__)
 
 
+def describe(run: Callable[..., Any]) -> str:
+    """What an arm runs, in words that are the same in every process.
+
+    A function by its name, a partial with its arguments, a dataclass instance with its fields.
+    """
+    if isinstance(run, functools.partial):
+        return f"{describe(run.func)}{run.args!r}{sorted(run.keywords.items())!r}"
+    if dataclasses.is_dataclass(run) and not isinstance(run, type):
+        values = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
+        return f"{_module_of(run)}.{type(run).__qualname__}{values!r}"
+    return f"{_module_of(run)}.{getattr(run, '__qualname__', type(run).__qualname__)}"
+
+
 def result_path(
     folder: Path, study: str, arm: Arm, seed: int, budget: Budget, size: str, code: str
 ) -> Path:
     """Where the result of (arm, seed) is kept: STUDY/ARM-seedN-KEY.json."""
-    config = {"arm": arm.name, "params": dict(arm.params), "budget": budget.measured()}
+    config = {
+        "arm": arm.name,
+        "params": dict(arm.params),
+        "run": describe(arm.run),
+        "budget": budget.measured(),
+    }
     try:
         text = json.dumps({**config, "size": size, "code": code}, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
