@@ -144,6 +144,7 @@ def test_zero_rho_gives_the_plain_combiner_exactly() -> None:
     report = problem.step(FlatMTL(pcgrad_reference, rho=0.0))
     assert torch.equal(report.flat_gradients, torch.zeros_like(report.gradients))
     assert torch.equal(problem.shared.grad, pcgrad_reference(report.gradients))
+    assert (report.forwards, report.backwards) == (1, 3)
 
 
 def test_a_converged_task_is_not_perturbed_and_gives_no_nan() -> None:

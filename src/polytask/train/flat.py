@@ -25,7 +25,15 @@ from torch import Tensor, nn
 
 from polytask.configs import Config
 from polytask.errors import ConfigError, NonFiniteError
-from polytask.train.passes import Closures, Passes, PlainPass, TaskGradient, Variables, task_name
+from polytask.train.passes import (
+    Closures,
+    Passes,
+    PlainPass,
+    TaskGradient,
+    Variables,
+    as_calls,
+    task_name,
+)
 from polytask.train.sam import Norm, RandomState, ascent, frozen_statistics, perturbed
 
 Combiner = Callable[[Tensor], Tensor]
@@ -142,34 +150,41 @@ class FlatMTL:
             ValueError: no task has a loss.
         """
         own = Variables.of(shared, heads)
-        passes = Passes(closures, own, self.names)
-        with_plain = self.ascent == "per_task" or self.aggregation == "split"
+        passes = Passes(as_calls(closures, len(own.heads)), own, self.names)
+        report, gradients = self.look(passes, model)
+        self._check_finite(report)
+        own.write(self.combined(report), report.tasks, gradients)
+        return report
+
+    def look(
+        self, passes: Passes, model: nn.Module | None
+    ) -> tuple[FlatReport, list[TaskGradient]]:
+        """Both passes without writing anything: the report, and the gradients uphill per task."""
+        with_plain = self.rho == 0 or self.ascent == "per_task" or self.aggregation == "split"
         first = passes.plain(per_task=with_plain)
-        after = RandomState.capture(own.devices)
+        after = RandomState.capture(passes.own.devices)
         try:
-            if self.ascent == "per_task":
+            if self.rho == 0:
+                climbed = first.gradients  # nothing to climb: one pass, the plain combiner
+            elif self.ascent == "per_task":
                 climbed = [self._climb(passes, first, t, model) for t in first.tasks]
             else:
                 climbed = self._climb_together(passes, first, model)
         finally:
             after.restore()
-        sam = torch.stack([gradient.shared for gradient in climbed])
-        plain = torch.stack([g.shared for g in first.gradients]) if with_plain else None
         report = FlatReport(
             first.tasks,
             first.losses,
             torch.stack([gradient.loss for gradient in climbed]),
-            plain,
-            sam,
+            torch.stack([g.shared for g in first.gradients]) if with_plain else None,
+            torch.stack([gradient.shared for gradient in climbed]),
             passes.forwards,
             passes.backwards,
         )
-        self._check_finite(report)
-        update = self._combined(report)
-        own.write(update, {t: g.head for t, g in zip(first.tasks, climbed, strict=True)}, climbed)
-        return report
+        return report, climbed
 
-    def _combined(self, report: FlatReport) -> Tensor:
+    def combined(self, report: FlatReport) -> Tensor:
+        """The update of the shared parameters (P,)."""
         flat = report.flat_gradients
         if self.aggregation == "direct" or flat is None or report.gradients is None:
             return _apply(self.combine, report.sam_gradients)
@@ -217,10 +232,20 @@ class FlatMTL:
                 )
 
 
+# Rules with A(s G) = s A(G) for s > 0. TorchJD's solvers take a matrix of small norm (below .01 in
+# CAGrad) for zero, and h is that small when rho is: these rules get to see a matrix of norm 1.
+_DIRECT = {"mean", "sum", "pcgrad", "gradvac", "config"}
+_SOLVERS = {"upgrad", "dualproj", "mgda", "cagrad", "imtl_g", "aligned_mtl"}
+HOMOGENEOUS = frozenset(_DIRECT | _SOLVERS)
+
+
 def _apply(combine: Combiner, matrix: Tensor) -> Tensor:
-    """The combiner, except on a zero matrix, where several solvers divide by its norm."""
-    if not bool(matrix.any()):
+    """The combiner on a matrix of any scale; zero for a zero matrix, where solvers divide by 0."""
+    scale: Tensor = torch.linalg.matrix_norm(matrix)
+    if float(scale) == 0:
         return matrix.new_zeros(matrix.shape[1])
+    if getattr(combine, "name", None) in HOMOGENEOUS:
+        return combine(matrix / scale) * scale
     return combine(matrix)
 
 

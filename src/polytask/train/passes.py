@@ -18,23 +18,33 @@ from polytask.train.sam import RandomState
 Loss = Tensor | None  # None: the batch has nothing for this task
 JointClosure = Callable[[], Sequence[Loss]]
 Closures = JointClosure | Sequence[Callable[[], Loss]]
+Reduce = Callable[[list[Tensor]], None]  # sums tensors over processes, in place
 
 
-@dataclass(frozen=True)
+@dataclass
 class TaskGradient:
-    """One task's loss and gradient; `reached` says which shared parameters it depends on."""
+    """One task's loss and gradient; `reached` says which parameters it depends on."""
 
-    loss: Tensor
+    loss: Tensor  # ()
     shared: Tensor  # (P,)
     head: list[Tensor]
-    reached: list[bool]
+    reached: list[bool]  # shared parameters, then the head's
+
+    def add(self, other: TaskGradient) -> None:
+        """Gradients and losses of several micro-batches are sums."""
+        self.loss = self.loss + other.loss
+        self.shared = self.shared + other.shared
+        self.head = [a + b for a, b in zip(self.head, other.head, strict=True)]
+        self.reached = [a or b for a, b in zip(self.reached, other.reached, strict=True)]
 
 
 @dataclass(frozen=True)
 class PlainPass:
+    """What the first look found, at the weights themselves."""
+
     tasks: tuple[int, ...]
     losses: Tensor  # (n,)
-    gradients: list[TaskGradient]  # empty when only the sum was asked for
+    gradients: list[TaskGradient]  # per task of `tasks`; empty when only the sum was asked for
     summed: tuple[Tensor, list[Tensor]]  # shared (P,), all heads
 
 
@@ -52,6 +62,7 @@ class Variables:
     def of(
         cls, shared: Iterable[nn.Parameter], heads: Sequence[Iterable[nn.Parameter]]
     ) -> Variables:
+        """Those that train; `ConfigError` for half precision, overlap, or nothing shared."""
         trunk = [p for p in shared if p.requires_grad]
         if not trunk:
             raise ConfigError("no shared parameter is trainable: there is nothing to combine")
@@ -68,119 +79,166 @@ class Variables:
         return cls(trunk, tops)
 
     def split_shared(self, flat: Tensor) -> list[Tensor]:
+        """A vector (P,) as tensors of the shared parameters' shapes."""
         parts = torch.split(flat, self._sizes)
         return [part.view_as(p) for part, p in zip(parts, self.shared, strict=True)]
 
     def write(
-        self, update: Tensor, heads: dict[int, list[Tensor]], gradients: Sequence[TaskGradient]
+        self, update: Tensor, tasks: Sequence[int], gradients: Sequence[TaskGradient]
     ) -> None:
-        """Add to `.grad`; a parameter that no task reaches keeps the gradient it had (or None)."""
-        for index, (parameter, part) in enumerate(
-            zip(self.shared, self.split_shared(update), strict=True)
-        ):
+        """Add to `.grad`; a parameter that no task reaches keeps what it had (None, mostly)."""
+        cut = len(self.shared)
+        for index, part in enumerate(self.split_shared(update)):
             if any(gradient.reached[index] for gradient in gradients):
-                _accumulate(parameter, part)
-        for task, parts in heads.items():
-            for parameter, part in zip(self.heads[task], parts, strict=True):
-                _accumulate(parameter, part)
+                _accumulate(self.shared[index], part)
+        for task, gradient in zip(tasks, gradients, strict=True):
+            for index, part in enumerate(gradient.head):
+                if gradient.reached[cut + index]:
+                    _accumulate(self.heads[task][index], part)
 
 
 class Passes:
-    """Runs the closures, counts passes, and replays each task's random numbers."""
+    """Runs closures, counts passes, replays random numbers, and adds up micro-batches.
 
-    def __init__(self, closures: Closures, own: Variables, names: Sequence[str]) -> None:
-        self.joint: JointClosure | None = closures if callable(closures) else None
-        self.single = () if callable(closures) else tuple(closures)
-        if self.joint is None and len(self.single) != len(own.heads):
-            raise ConfigError(f"{len(self.single)} closures for {len(own.heads)} heads")
+    `calls` each run one forward and return a loss (or None) per task; a task's loss is the sum over
+    calls. `tasks` fixes which tasks count (several processes must agree); None takes those that
+    have a loss. `reduce` sums gradients and losses over processes.
+    """
+
+    def __init__(
+        self,
+        calls: Sequence[JointClosure],
+        own: Variables,
+        names: Sequence[str] = (),
+        tasks: Sequence[int] | None = None,
+        reduce: Reduce | None = None,
+        check: bool = True,
+    ) -> None:
+        self.calls = calls
         self.own = own
         self.names = names
+        self.fixed = tasks
+        self.reduce = reduce
+        self.check = check
         self.forwards = 0
         self.backwards = 0
-        self._states: dict[int, RandomState] = {}
+        self._states: list[RandomState] = []
+        self._has: list[set[int]] = []  # tasks with a loss, per call
 
     def plain(self, per_task: bool) -> PlainPass:
-        losses = self._first_losses()
-        tasks = tuple(t for t, loss in enumerate(losses) if loss is not None)
+        """First look: remembers the random state of every call. Per task, or summed (cheaper)."""
+        found: dict[int, TaskGradient] = {}
+        values: dict[int, Tensor] = {}
+        total = [torch.zeros_like(p) for p in [*self.own.shared, *self.own.all_heads]]
+        for call in self.calls:
+            self._states.append(RandomState.capture(self.own.devices))
+            losses = self._losses(call)
+            self._has.append({t for t, loss in enumerate(losses) if loss is not None})
+            pairs = [(t, loss) for t, loss in enumerate(losses) if loss is not None]
+            for t, loss in pairs:
+                values[t] = values[t] + loss.detach() if t in values else loss.detach()
+            if per_task:
+                self._add(found, self._backward(pairs))
+            elif pairs:
+                self._add_summed(total, [loss for _, loss in pairs])
+        tasks = tuple(sorted(values)) if self.fixed is None else tuple(self.fixed)
         if not tasks:
             raise ValueError("no task has a loss in this batch")
-        present = [loss for loss in losses if loss is not None]
-        values = torch.stack([loss.detach() for loss in present])
-        self._check(tasks, present)
-        if per_task:
-            gradients = self._backward(list(zip(tasks, present, strict=True)))
-            return PlainPass(tasks, values, gradients, self._sum(tasks, gradients))
-        variables = [*self.own.shared, *self.own.all_heads]
-        total = torch.stack(present).sum()
-        self.backwards += 1
-        found = torch.autograd.grad(total, variables, allow_unused=True)
-        filled = [_or_zero(g, p) for g, p in zip(found, variables, strict=True)]
         cut = len(self.own.shared)
-        return PlainPass(tasks, values, [], (_flat(filled[:cut]), filled[cut:]))
+        if per_task:
+            gradients = self._complete(found, tasks)
+            stacked = torch.stack([g.loss for g in gradients])
+            return PlainPass(tasks, stacked, gradients, self._sum(tasks, gradients))
+        stacked = torch.stack([values.get(t, total[0].new_zeros(())) for t in tasks])
+        if self.reduce is not None:
+            self.reduce([stacked, *total])
+        return PlainPass(tasks, stacked, [], (_flat(total[:cut]), total[cut:]))
 
     def again(self, tasks: Sequence[int]) -> list[TaskGradient]:
         """Losses and gradients of `tasks` at the present weights, with the first pass's draws."""
-        if self.joint is not None:
-            self._states[-1].restore()
-            self.forwards += 1
-            every = self.joint()
-            losses = [every[t] for t in tasks]
-        else:
-            losses = []
-            for t in tasks:
-                self._states[t].restore()
-                self.forwards += 1
-                losses.append(self.single[t]())
-        pairs = []
-        for t, loss in zip(tasks, losses, strict=True):
+        found: dict[int, TaskGradient] = {}
+        for call, state, has in zip(self.calls, self._states, self._has, strict=True):
+            wanted = [t for t in tasks if t in has]
+            if not wanted:
+                continue
+            state.restore()
+            losses = self._losses(call)
+            pairs = []
+            for t in wanted:
+                loss = losses[t]
+                if loss is None:
+                    raise ValueError(
+                        f"task {task_name(self.names, t)} had a loss in the first pass and none "
+                        "in the second: a closure should see the same batch every time"
+                    )
+                pairs.append((t, loss))
+            self._add(found, self._backward(pairs))
+        return self._complete(found, tasks)
+
+    def _losses(self, call: JointClosure) -> list[Loss]:
+        losses = list(call())
+        if len(losses) != len(self.own.heads):
+            raise ConfigError(f"{len(losses)} losses for {len(self.own.heads)} heads")
+        self.forwards += any(loss is not None for loss in losses)
+        for t, loss in enumerate(losses):
             if loss is None:
-                raise ValueError(
-                    f"task {task_name(self.names, t)} had a loss in the first pass and none in the "
-                    "second: a closure should see the same batch every time"
-                )
-            pairs.append((t, loss))
-        return self._backward(pairs)
-
-    def _first_losses(self) -> list[Loss]:
-        if self.joint is not None:
-            self._states[-1] = RandomState.capture(self.own.devices)
-            self.forwards += 1
-            losses = list(self.joint())
-            if len(losses) != len(self.own.heads):
-                raise ConfigError(f"{len(losses)} losses for {len(self.own.heads)} heads")
-            return losses
-        losses = []
-        for t, closure in enumerate(self.single):
-            self._states[t] = RandomState.capture(self.own.devices)
-            losses.append(closure())
-            self.forwards += losses[-1] is not None
-        return losses
-
-    def _check(self, tasks: Sequence[int], losses: Sequence[Tensor]) -> None:
-        for t, loss in zip(tasks, losses, strict=True):
+                continue
             name = task_name(self.names, t)
             if loss.ndim != 0:
                 raise ValueError(f"the loss of task {name} has shape {tuple(loss.shape)}, not ()")
             if not loss.requires_grad:
                 raise ConfigError(f"the loss of task {name} depends on no trainable parameter")
-            if not bool(torch.isfinite(loss.detach())):
-                raise NonFiniteError(f"the loss of task {name} is {float(loss.detach())}")
+            if self.check and not bool(torch.isfinite(loss.detach())):
+                raise NonFiniteError(
+                    f"the loss of task {name} is {float(loss.detach())}; no gradient was written"
+                )
+        return losses
 
-    def _backward(self, pairs: Sequence[tuple[int, Tensor]]) -> list[TaskGradient]:
-        gradients = []
+    def _backward(self, pairs: Sequence[tuple[int, Tensor]]) -> dict[int, TaskGradient]:
+        found = {}
         cut = len(self.own.shared)
         for position, (t, loss) in enumerate(pairs):
             variables = [*self.own.shared, *self.own.heads[t]]
             self.backwards += 1
-            found = torch.autograd.grad(
-                loss, variables, retain_graph=position + 1 < len(pairs), allow_unused=True
-            )
-            filled = [_or_zero(g, p) for g, p in zip(found, variables, strict=True)]
-            reached = [g is not None for g in found[:cut]]
-            gradients.append(
-                TaskGradient(loss.detach(), _flat(filled[:cut]), filled[cut:], reached)
-            )
+            keep = position + 1 < len(pairs)
+            grads = torch.autograd.grad(loss, variables, retain_graph=keep, allow_unused=True)
+            filled = [_or_zero(g, p) for g, p in zip(grads, variables, strict=True)]
+            reached = [g is not None for g in grads]
+            found[t] = TaskGradient(loss.detach(), _flat(filled[:cut]), filled[cut:], reached)
+        return found
+
+    def _add_summed(self, total: list[Tensor], losses: list[Tensor]) -> None:
+        self.backwards += 1
+        variables = [*self.own.shared, *self.own.all_heads]
+        grads = torch.autograd.grad(torch.stack(losses).sum(), variables, allow_unused=True)
+        for sum_, gradient in zip(total, grads, strict=True):
+            if gradient is not None:
+                sum_ += gradient
+
+    def _add(self, found: dict[int, TaskGradient], more: dict[int, TaskGradient]) -> None:
+        for t, gradient in more.items():
+            if t in found:
+                found[t].add(gradient)
+            else:
+                found[t] = gradient
+
+    def _complete(self, found: dict[int, TaskGradient], tasks: Sequence[int]) -> list[TaskGradient]:
+        """One entry per task, zero where only other processes have it, summed over processes."""
+        gradients = [found.get(t) or self._nothing(t) for t in tasks]
+        if self.reduce is not None:
+            sums = [part for g in gradients for part in (g.loss, g.shared, *g.head)]
+            reached = torch.tensor([r for g in gradients for r in g.reached]).to(sums[0])
+            self.reduce([*sums, reached])
+            flags = iter(reached.tolist())
+            for gradient in gradients:
+                gradient.reached = [next(flags) > 0 for _ in gradient.reached]
         return gradients
+
+    def _nothing(self, task: int) -> TaskGradient:
+        head = [torch.zeros_like(p) for p in self.own.heads[task]]
+        shared = _flat([torch.zeros_like(p) for p in self.own.shared])
+        reached = [False] * (len(self.own.shared) + len(head))
+        return TaskGradient(shared.new_zeros(()), shared, head, reached)
 
     def _sum(
         self, tasks: Sequence[int], gradients: Sequence[TaskGradient]
@@ -189,8 +247,26 @@ class Passes:
         total = {id(p): torch.zeros_like(p) for p in self.own.all_heads}
         for t, gradient in zip(tasks, gradients, strict=True):
             for parameter, part in zip(self.own.heads[t], gradient.head, strict=True):
-                total[id(parameter)] = total[id(parameter)] + part
+                total[id(parameter)] += part
         return shared, [total[id(p)] for p in self.own.all_heads]
+
+
+def as_calls(closures: Closures, tasks: int) -> list[JointClosure]:
+    """One closure for all tasks, or one per task, as calls that return a loss per task."""
+    if callable(closures):
+        return [closures]
+    if len(closures) != tasks:
+        raise ConfigError(f"{len(closures)} closures for {tasks} heads")
+    return [_alone(closure, t, tasks) for t, closure in enumerate(closures)]
+
+
+def _alone(closure: Callable[[], Loss], task: int, tasks: int) -> JointClosure:
+    return lambda: [closure() if t == task else None for t in range(tasks)]
+
+
+def task_name(names: Sequence[str], task: int) -> str:
+    """How messages call a task: its name in quotes, or its number."""
+    return f"'{names[task]}'" if task < len(names) else str(task)
 
 
 def _accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
@@ -205,7 +281,3 @@ def _flat(tensors: Sequence[Tensor]) -> Tensor:
 
 def _or_zero(gradient: Tensor | None, parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter) if gradient is None else gradient
-
-
-def task_name(names: Sequence[str], task: int) -> str:
-    return f"'{names[task]}'" if task < len(names) else str(task)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from polytask.train.flat import FlatReport
-from polytask.train.passes import Closures, Passes, Variables
+from polytask.train.passes import Closures, Passes, Variables, as_calls
 from polytask.train.sam import Norm, RandomState, ascent, frozen_statistics, perturbed
 
 
@@ -54,7 +54,7 @@ class SharpnessMeter:
         """Arguments as in `FlatMTL.step`; changes nothing."""
         own = Variables.of(shared, heads)
         before = RandomState.capture(own.devices)
-        passes = Passes(closures, own, ())
+        passes = Passes(as_calls(closures, len(own.heads)), own)
         count = len(own.heads)
         loss = torch.full((count,), float("nan"))
         norms = loss.clone()

@@ -1,0 +1,1 @@
+"""Testbeds: small, real, exactly labelled settings that several proofs share."""
