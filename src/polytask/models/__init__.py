@@ -1,1 +1,82 @@
-"""Who learns: stems per modality, trunks, heads, hub loading, FLOP counting."""
+"""Who learns: stems per modality, trunks, heads, hub loading, FLOP counting.
+
+Names load on first use, so that importing the package does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from polytask.models.batch import Batch, Target, Terms
+    from polytask.models.cache import KVCache
+    from polytask.models.collate import Collator
+    from polytask.models.features import Features
+    from polytask.models.masks import MaskSpec
+    from polytask.models.multitask import MultitaskModel, Prediction, build_model
+    from polytask.models.specs import (
+        HeadSpec,
+        InputSpec,
+        ModelConfig,
+        ModelSpec,
+        ObjectiveConfig,
+    )
+    from polytask.models.task_linear import TaskLinear
+    from polytask.models.transformer import (
+        Route,
+        RouteContext,
+        Transformer,
+        TransformerConfig,
+    )
+
+_HOME = {
+    "Batch": "batch",
+    "Collator": "collate",
+    "Features": "features",
+    "HeadSpec": "specs",
+    "InputSpec": "specs",
+    "KVCache": "cache",
+    "MaskSpec": "masks",
+    "ModelConfig": "specs",
+    "ModelSpec": "specs",
+    "MultitaskModel": "multitask",
+    "ObjectiveConfig": "specs",
+    "Prediction": "multitask",
+    "Route": "transformer",
+    "RouteContext": "transformer",
+    "Target": "batch",
+    "TaskLinear": "task_linear",
+    "Terms": "batch",
+    "Transformer": "transformer",
+    "TransformerConfig": "transformer",
+    "build_model": "multitask",
+}
+__all__ = [
+    "Batch",
+    "Collator",
+    "Features",
+    "HeadSpec",
+    "InputSpec",
+    "KVCache",
+    "MaskSpec",
+    "ModelConfig",
+    "ModelSpec",
+    "MultitaskModel",
+    "ObjectiveConfig",
+    "Prediction",
+    "Route",
+    "RouteContext",
+    "Target",
+    "TaskLinear",
+    "Terms",
+    "Transformer",
+    "TransformerConfig",
+    "build_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

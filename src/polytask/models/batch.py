@@ -14,18 +14,22 @@ each entry belongs to, so that a stem runs only over the entries it is for:
     series.values (n, length, channels) float32, NaN = missing        series.sequence (n,)
     series.length (n,) int64             series.channels (n,) int64
     table.number  (n, columns) float32 standardised, NaN = missing
-    table.number_id (n, columns) int64 global number-column id
+    table.number_id (n, columns) int64 global number-column id; -1 = padding
     table.category (n, columns) int64 global category id; -1 = padding; table.sequence (n,)
     features.values (n, length, width) float32; features.length (n,)  features.sequence (n,)
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+# What the layout of a batch depends on: small integers that are also kept on the host.
+_LAYOUT = {"length", "sequence", "prefix", "channels", "number_id", "category"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,13 @@ class Target:
     def __len__(self) -> int:
         return int(self.task.shape[0])
 
+    def select(self, index: Tensor) -> Target:
+        """The pairs at `index` (int64), in that order."""
+        size = None if self.size is None else self.size[index]
+        return Target(
+            self.sequence[index], self.task[index], self.row[index], self.value[index], size
+        )
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -53,6 +64,28 @@ class Batch:
     task: Tensor  # (sequences,) int64 first task of the row's group; routers gather by it
     row: Tensor  # (sequences,) int64 row index: names culprits in errors
     rows: int  # number of rows drawn from the mixture
+    complete: bool = False  # every pair is known to have a label (`collate` has checked)
+    host: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)  # see `known`
+
+    def known(self, name: str) -> np.ndarray[Any, Any]:
+        """A field, 'task', 'row', or 'KIND.task', 'KIND.sequence' of a target, as a host array.
+
+        Layouts and groupings are computed on the host. `to` keeps host copies of what they need,
+        so that a batch on an accelerator answers without waiting for the device.
+        """
+        tensor = self._find(name)
+        if tensor.device.type == "cpu":
+            return tensor.numpy()
+        if name not in self.host:
+            self.host[name] = tensor.cpu().numpy()
+        return self.host[name]
+
+    def _find(self, name: str) -> Tensor:
+        if name in self.fields:
+            return self.fields[name]
+        kind, _, part = name.rpartition(".")
+        found: Tensor = getattr(self.targets[kind] if kind else self, part)
+        return found
 
     @property
     def sequences(self) -> int:
@@ -60,6 +93,15 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
+        host = dict(self.host)
+        if torch.device(device).type != "cpu":
+            names = [n for n in self.fields if n.partition(".")[2] in _LAYOUT]
+            names += [
+                "task",
+                *(f"{k}.{part}" for k in self.targets for part in ("task", "sequence")),
+            ]
+            names += [f"{kind}.value" for kind in ("generate", "tag") if kind in self.targets]
+            host |= {name: self.known(name) for name in names}
 
         def move(tensor: Tensor | None) -> Any:
             return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
@@ -75,6 +117,7 @@ class Batch:
             },
             task=move(self.task),
             row=move(self.row),
+            host=host,
         )
 
 
