@@ -6,22 +6,48 @@ is judged (accuracy, calibration, sharpness). How it is trained is the system's 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
 
+from polytask.data.glyphs import GlyphName, GlyphPairs, draw_pairs, glyphs, replace_labels
 from polytask.rng import derive, generator
-from polytask.train.sharpness import SharpnessMeter
-
-if TYPE_CHECKING:
-    from polytask.data.glyphs import GlyphPairs
+from polytask.train.flat import FlatMTL
+from polytask.train.sharpness import GradConflictMeter, SharpnessMeter
 
 SIDES = ("left", "right")
+SIZE = 36  # pixels of a canvas
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How much data an experiment has, and how noisy it is."""
+
+    pairs: int
+    data: GlyphName = "fashion-mnist"
+    scale: int = 1  # each pixel of a glyph is repeated this often
+    valid: int = 500
+    test: int = 3000
+    batch: int = 128
+    noise: float = 0.3  # share of the right-hand training labels replaced at random
+    steps: float = 1.0  # steps as a share of what the budget gives
+
+
+def pair_parts(setting: Setting, seed: int) -> dict[str, Part]:
+    """'train' (noisy right labels), 'valid' and 'test' (clean); no glyph occurs in two parts."""
+    counts = {"train": setting.pairs, "valid": setting.valid}
+    parts = draw_pairs(glyphs(setting.data, "train", setting.scale), counts, SIZE, seed)
+    parts["train"] = replace_labels(parts["train"], 1, setting.noise, seed)
+    fresh = glyphs(setting.data, "test", setting.scale)
+    parts |= draw_pairs(fresh, {"test": setting.test}, SIZE, seed, "test")
+    return {name: Part.of(pairs) for name, pairs in parts.items()}
 
 
 class PairNet(nn.Module):
@@ -101,6 +127,74 @@ def losses(net: PairNet, part: Part) -> Callable[[], list[Tensor]]:
     return lambda: [cross_entropy(out, part.label[:, t]) for t, out in enumerate(net(part.pixels))]
 
 
+@dataclass
+class Fitted:
+    """What training spent and saw."""
+
+    flops: int
+    forwards: int
+    backwards: int
+    conflict: GradConflictMeter
+
+
+def fit(
+    net: PairNet,
+    flat: FlatMTL,
+    train: Part,
+    steps: int,
+    batch: int,
+    seed: int,
+    decay: float = 0.0,
+    after: Callable[[int], None] | None = None,
+) -> Fitted:
+    """Train in place with AdamW at 1e-3; batches depend on (seed, step) only.
+
+    `after(step)` is called with the number of steps done. FLOPs are counted in the first step,
+    which is like all others.
+    """
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=decay)
+    fitted = Fitted(0, 0, 0, GradConflictMeter(len(SIDES)))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "train"))
+        for step in range(steps):
+            closure = losses(net, train.take(batch_indices(len(train), batch, step, seed)))
+            optimizer.zero_grad()
+            with FlopCounterMode(display=False) if step == 0 else nullcontext() as counter:
+                report = flat.step(closure, net.shared, net.own)
+            if counter is not None:
+                fitted.flops = steps * counter.get_total_flops()
+            optimizer.step()
+            fitted.forwards += report.forwards
+            fitted.backwards += report.backwards
+            fitted.conflict.update(report)
+            if after is not None:
+                after(step + 1)
+    return fitted
+
+
+class BestWeights:
+    """Remembers, every so many steps, the weights with the best mean validation accuracy."""
+
+    def __init__(self, net: PairNet, valid: Part, every: int) -> None:
+        self.net = net
+        self.valid = valid
+        self.every = every
+        self.accuracy, self.step = -1.0, 0
+        self.weights: dict[str, Tensor] = {}
+
+    def __call__(self, step: int) -> None:
+        if step % self.every == 0:
+            found = mean_accuracy(self.net, self.valid)
+            if found > self.accuracy:
+                self.accuracy, self.step = found, step
+                self.weights = copy.deepcopy(self.net.state_dict())
+
+    def settle(self) -> int:
+        """Put the best weights into the network; returns the step they are from."""
+        self.net.load_state_dict(self.weights)
+        return self.step
+
+
 @torch.no_grad()
 def probabilities(net: PairNet, part: Part, chunk: int = 500) -> list[Tensor]:
     """Per task (n, classes), in evaluation mode."""
@@ -114,6 +208,11 @@ def accuracies(net: PairNet, part: Part) -> list[float]:
     """Share of true classes found, per task."""
     found = probabilities(net, part)
     return [float((p.argmax(1) == part.truth[:, t]).float().mean()) for t, p in enumerate(found)]
+
+
+def mean_accuracy(net: PairNet, part: Part) -> float:
+    """Mean over tasks of the share of true classes found."""
+    return sum(accuracies(net, part)) / len(SIDES)
 
 
 def calibration_error(probability: Tensor, truth: Tensor, bins: int = 15) -> float:
