@@ -153,7 +153,9 @@ def _array(values: pa.Array) -> Any:
         return values.to_numpy(zero_copy_only=False)
     inner = [None if cell.values is None else _array(cell.values) for cell in values]
     shapes = {getattr(item, "shape", None) for item in inner}
-    return np.stack(inner) if len(shapes) == 1 and None not in shapes else inner
+    if len(shapes) == 1 and None not in shapes:
+        return np.stack([np.asarray(item) for item in inner])
+    return inner
 
 
 def _bytes_or_path(cell: dict[str, Any] | None) -> bytes | str | None:

@@ -61,9 +61,7 @@ def stream_csv(source: Delimited, max_bad: float = 0.01, block: int = STREAM_BLO
     return ChunkStream(source.file.name, source.columns, reader, max_bad)
 
 
-def typed_table(
-    text: pa.Table, types: Any, tolerance: float
-) -> tuple[pa.Table, dict[int, str]]:
+def typed_table(text: pa.Table, types: Any, tolerance: float) -> tuple[pa.Table, dict[int, str]]:
     """Columns as the numbers they hold; and row -> reason where a cell is no number."""
     columns, bad = {}, {}
     for name, cells in zip(text.column_names, text.columns):

@@ -195,7 +195,7 @@ def _filled(block: Block) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Which records are more than a blank line."""
     length = block.ends - block.starts
     codes = np.frombuffer(block.data, np.uint8)
-    return (length > 1) | ((length == 1) & (codes[block.starts] != 13))
+    return np.asarray((length > 1) | ((length == 1) & (codes[block.starts] != 13)))
 
 
 def _wrong_bytes(block: Block, dialect: Dialect) -> dict[int, str]:
@@ -272,9 +272,7 @@ def _header(
 ) -> tuple[str, ...]:
     data = block.data[block.starts[position] : block.ends[position]].removesuffix(b"\r")
     try:
-        names = [
-            cell.decode("utf-8").lstrip("\ufeff").strip() for cell, _ in _cells(data, dialect)
-        ]
+        names = [cell.decode("utf-8").lstrip("\ufeff").strip() for cell, _ in _cells(data, dialect)]
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}, line {line}: the header is not UTF-8; name the encoding with 'encoding:' "

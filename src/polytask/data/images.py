@@ -166,7 +166,7 @@ def _from_array(array: npt.NDArray[Any], where: str) -> Pixels:
 
 def _eight_bits(array: npt.NDArray[Any], where: str) -> Pixels:
     if array.dtype == np.uint8:
-        return array
+        return array.astype(np.uint8, copy=False)
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
     if array.dtype == np.uint16:
@@ -175,7 +175,7 @@ def _eight_bits(array: npt.NDArray[Any], where: str) -> Pixels:
     if array.dtype.kind in "iu" and low >= 0 and high <= 255:
         return array.astype(np.uint8)
     if array.dtype.kind == "f" and low >= 0 and high <= 1:
-        return np.rint(array * 255).astype(np.uint8)
+        return np.asarray(np.rint(array * 255), dtype=np.uint8)
     raise DataError(
         f"{where}: image values should be 0..255 as integers or 0..1 as floats, "
         f"not {array.dtype} from {low} to {high}"

@@ -102,7 +102,7 @@ class _Group:
         return np.delete(np.arange(rows), list(self._bad))
 
     def __len__(self) -> int:
-        return self.file.metadata.row_group(self.number).num_rows - len(self._bad)
+        return int(self.file.metadata.row_group(self.number).num_rows) - len(self._bad)
 
     def rows(self, start: int, stop: int) -> Sequence[Row]:
         if not self._bad:

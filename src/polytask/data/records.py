@@ -153,7 +153,8 @@ def _record_ends(data: bytes, dialect: Dialect) -> Ints:
     quotes = np.flatnonzero(codes == ord(dialect.quote))
     if not _well_quoted(codes, quotes, dialect):
         return _walk(data, dialect)
-    return newlines[np.searchsorted(quotes, newlines) % 2 == 0]
+    outside: Ints = newlines[np.searchsorted(quotes, newlines) % 2 == 0]
+    return outside
 
 
 def _well_quoted(codes: npt.NDArray[np.uint8], quotes: Ints, dialect: Dialect) -> bool:

@@ -10,6 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
+
 Row = Mapping[str, Any]
 
 
@@ -17,9 +20,10 @@ Row = Mapping[str, Any]
 class RowSource(Protocol):
     """Random access to rows."""
 
-    name: str
-    columns: tuple[str, ...]
-
+    @property
+    def name(self) -> str: ...
+    @property
+    def columns(self) -> tuple[str, ...]: ...
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Row: ...
 
@@ -34,9 +38,10 @@ class RowSource(Protocol):
 class StreamSource(Protocol):
     """Rows in order, too many to hold; a position is the number of rows before it."""
 
-    name: str
-    columns: tuple[str, ...]
-
+    @property
+    def name(self) -> str: ...
+    @property
+    def columns(self) -> tuple[str, ...]: ...
     def read_from(self, position: int) -> Iterator[Row]:
         """Rows from `position` on."""
 
@@ -51,7 +56,7 @@ class MemoryRows:
     name: str = "memory"
 
     @property
-    def columns(self) -> tuple[str, ...]:  # type: ignore[override]
+    def columns(self) -> tuple[str, ...]:
         return tuple(self.rows[0]) if self.rows else ()
 
     def __len__(self) -> int:
@@ -72,14 +77,14 @@ class View:
     """Some rows of another source, by index: what a split is."""
 
     source: RowSource
-    indices: Sequence[int]
+    indices: Sequence[int] | npt.NDArray[np.int64]
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:
         return self.source.name
 
     @property
-    def columns(self) -> tuple[str, ...]:  # type: ignore[override]
+    def columns(self) -> tuple[str, ...]:
         return self.source.columns
 
     def __len__(self) -> int:

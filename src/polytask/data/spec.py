@@ -1,9 +1,9 @@
 """`DataSpec`: which rows, said in a few words of YAML.
 
-    data: reviews.csv
-    data: hub:stanfordnlp/imdb
-    data: embedded:digits
-    data: {path: photos, label_column: species}
+data: reviews.csv
+data: hub:stanfordnlp/imdb
+data: embedded:digits
+data: {path: photos, label_column: species}
 """
 
 from __future__ import annotations

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from polytask.data.problems import RowProblems
-from polytask.data.rows import Row, RowSource, StreamSource
+from polytask.data.rows import Row, RowSource
 
 _SLICE = 256
 _ENOUGH = 1000  # rows after which the share of bad ones means something
@@ -98,19 +97,13 @@ class ChunkStream:
             self.problems.check(good)
 
 
-@dataclass(frozen=True)
 class StreamOf:
     """A map-style source read in order."""
 
-    source: RowSource
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return self.source.columns
+    def __init__(self, source: RowSource) -> None:
+        self.source = source
+        self.name = source.name
+        self.columns = source.columns
 
     def read_from(self, position: int) -> Iterator[Row]:
         for start in range(position, len(self.source), _SLICE):
@@ -121,54 +114,3 @@ class StreamOf:
 
     def where(self, index: int) -> str:
         return self.source.where(index)
-
-
-class Countable(StreamSource, Protocol):
-    """A stream that can say how many rows it has."""
-
-    def count(self) -> int: ...
-
-
-class ConcatStream:
-    """Streams one after the other, as one."""
-
-    def __init__(self, parts: Sequence[Countable], name: str) -> None:
-        self.parts = tuple(parts)
-        self.name = name
-        self.columns: tuple[str, ...] = union_columns(parts)
-
-    def read_from(self, position: int) -> Iterator[Row]:
-        for part in self.parts:
-            if position:
-                size = part.count()
-                if position >= size:
-                    position -= size
-                    continue
-            yield from _completed(part.read_from(position), part.columns, self.columns)
-            position = 0
-
-    def count(self) -> int:
-        return sum(part.count() for part in self.parts)
-
-    def where(self, index: int) -> str:
-        for part in self.parts:
-            size = part.count()
-            if index < size:
-                return part.where(index)
-            index -= size
-        return f"{self.name}, row {index + 1}"
-
-
-def union_columns(parts: Sequence[RowSource | StreamSource]) -> tuple[str, ...]:
-    """Columns of all parts, in order of appearance."""
-    return tuple(dict.fromkeys(column for part in parts for column in part.columns))
-
-
-def _completed(
-    rows: Iterator[Row], has: tuple[str, ...], wanted: tuple[str, ...]
-) -> Iterator[Row]:
-    if has == wanted:
-        yield from rows
-    else:
-        for row in rows:
-            yield {column: row.get(column) for column in wanted}
