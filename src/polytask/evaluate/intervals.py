@@ -130,9 +130,11 @@ def resampled(
             times = draws.multinomial(n, counts / n, size=size)
             parts.append(finish(times.astype(np.float64) @ distinct))
     else:
-        for size in _chunks(resamples, rows.size):
-            index = draws.integers(0, n, size=(size, n), dtype=np.int32)
-            parts.append(finish(rows[index].sum(axis=1)))
+        for size in _chunks(resamples, n):
+            index = draws.integers(0, n, size=(size, n))
+            index += n * np.arange(size)[:, None]
+            times = np.bincount(index.ravel(), minlength=size * n).reshape(size, n)
+            parts.append(finish(times.astype(np.float64) @ rows))
     return np.concatenate(parts)
 
 
