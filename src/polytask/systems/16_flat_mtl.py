@@ -143,9 +143,6 @@ class FlatMTLSystem:
 
     def tune(self, executor: Executor) -> Tuning:
         """Four values for every arm, the best mean validation accuracy over the tuning seeds."""
-        own = {
-            name: {key: [p[key] for p in _grid(name)] for key in _grid(name)[0]} for name in NAMES
-        }
         found, _ = tune(
             {name: partial(arm, name, "full") for name in NAMES},
             {},
