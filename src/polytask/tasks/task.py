@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cached_property
+from typing import Any, Literal
 
-from polytask.data.rows import RowSource, StreamSource
-
-if TYPE_CHECKING:
-    from polytask.tasks.schemas import Schema
+from polytask.data.rows import Row, RowSource, StreamSource
+from polytask.errors import TaskError, suggestion
+from polytask.tasks.schemas import Forecasting, Schema, is_missing
 
 Modality = Literal["text", "image", "series", "table", "features"]
 MODALITIES: tuple[Modality, ...] = ("text", "image", "series", "table", "features")
@@ -25,13 +25,15 @@ class Field:
     """One input of a task: the column (several for a table) and its modality.
 
     `template` (text only) renders the row: 'Question: {question} Answer:'; slots are columns.
-    `slot` tells apart the two sides of pair, choice and matching tasks ('a', 'b', 'choices').
+    `alternatives` are further templates: training draws one per (epoch, row), evaluation scores
+    each. `slot` tells apart the two sides of pair, choice and matching tasks ('a', 'b', 'choices').
     """
 
     modality: Modality
     columns: tuple[str, ...]
     template: str | None = None
     slot: str = "main"
+    alternatives: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,33 @@ class Task:
     schema: Schema
     splits: Mapping[str, RowSource | StreamSource]
     inputs: tuple[Field, ...]
-    target: str | None  # column with the label; None where the target is the input (LM, matching)
+    # Column with the label; several for labels spread over columns (multi-label, regression,
+    # forecasting); None where the target is the input (language modelling, matching).
+    target: str | tuple[str, ...] | None
     facets: Mapping[str, str] = field(default_factory=dict)
     metrics: tuple[str, ...] = ()  # names; empty: the schema's defaults
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def target_columns(self) -> tuple[str, ...]:
+        """The label's columns; empty where the input is the label."""
+        if self.target is None:
+            return ()
+        return (self.target,) if isinstance(self.target, str) else self.target
+
+    def raw_label(self, row: Row) -> Any:
+        """What a row holds as this task's label, unread; None where it holds none.
+
+        Labels spread over columns come as a list, or None when every one of them is missing.
+        """
+        columns = self.target_columns
+        if len(columns) == 1:
+            return row.get(columns[0])
+        values = [row.get(column) for column in columns]
+        if all(is_missing(value) for value in values):
+            return None
+        # Futures of several channels: (steps, channels), as one column would hold them.
+        return list(zip(*values)) if isinstance(self.schema, Forecasting) else values
 
 
 @dataclass(frozen=True)
@@ -72,11 +97,34 @@ class TaskSet:
     """All tasks of a run. A task's id is its index in `tasks`, a group's its index in `groups`."""
 
     groups: tuple[RowGroup, ...]
+    notes: tuple[str, ...] = ()  # what building found worth saying: bad rows left out, duplicates
 
-    @property
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for name in self.names:
+            if name in seen:
+                raise TaskError(f"two tasks are named '{name}'; give each its own name")
+            seen.add(name)
+
+    @cached_property
     def tasks(self) -> tuple[Task, ...]:
         return tuple(task for group in self.groups for task in group.tasks)
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         return tuple(task.name for task in self.tasks)
+
+    @cached_property
+    def group_of(self) -> tuple[int, ...]:
+        """The group id of each task id."""
+        return tuple(g for g, group in enumerate(self.groups) for _ in group.tasks)
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.names)}
+
+    def task_id(self, name: str) -> int:
+        """The id of the task of that name; `TaskError` with the nearest name when there is none."""
+        if name not in self._ids:
+            raise TaskError(f"there is no task '{name}'.{suggestion(name, self.names)}")
+        return self._ids[name]

@@ -1,0 +1,125 @@
+"""Texts that fit: encode documents made of templates, shortening only what stands in slots.
+
+A document is one or two segments (question and candidate, premise and hypothesis); they share the
+room. Documents that fit are encoded in one pass; the others are shortened slot by slot, longest
+first, and encoded again until they fit, because cutting a text can change how its end is split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from polytask.errors import DataError
+from polytask.tasks.codec import TextCodec
+from polytask.tasks.templates import Template, shares
+
+# No vocabulary in use averages more characters a token; cutting here first keeps a megabyte of
+# text from being tokenised for the sake of its first line.
+CHARACTERS_PER_TOKEN = 32
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A template with what stands in its slots; `fixed` contents are never shortened."""
+
+    template: Template
+    contents: Sequence[str]
+    fixed: bool = False
+
+    @property
+    def text(self) -> str:
+        return self.template.fill(self.contents)
+
+
+Document = Sequence[Segment]
+
+
+def encode_documents(
+    codec: TextCodec, documents: Sequence[Document], room: int, where: Callable[[int], str]
+) -> list[list[list[int]]]:
+    """Ids per document and segment, at most `room` ids a document (special tokens not counted).
+
+    Raises `DataError` with `where(document)` when the words that must stay need more than `room`.
+    """
+    clipped = [[_clip(segment, room) for segment in document] for document in documents]
+    flat = codec.encode([segment.text for document in clipped for segment in document])
+    result, position = [], 0
+    for document in clipped:
+        result.append(flat[position : position + len(document)])
+        position += len(document)
+    over = [i for i, parts in enumerate(result) if sum(map(len, parts)) > room]
+    while over:
+        shortened = _shorten(codec, [clipped[i] for i in over], room, [where(i) for i in over])
+        still = []
+        for i, (document, parts) in zip(over, shortened, strict=True):
+            clipped[i], result[i] = document, parts
+            if sum(map(len, parts)) > room:
+                still.append(i)
+        over = still
+    return result
+
+
+def _clip(segment: Segment, room: int) -> Segment:
+    limit = room * CHARACTERS_PER_TOKEN
+    if segment.fixed or all(len(content) <= limit for content in segment.contents):
+        return segment
+    return Segment(segment.template, [content[:limit] for content in segment.contents])
+
+
+def _shorten(
+    codec: TextCodec, documents: Sequence[list[Segment]], room: int, places: Sequence[str]
+) -> list[tuple[list[Segment], list[list[int]]]]:
+    """One round: cut the slots of every document by as much as it is over, encode again."""
+    encoded = codec.encode_offsets([s.text for document in documents for s in document])
+    shorter, position = [], 0
+    for document, place in zip(documents, places, strict=True):
+        parts = encoded[position : position + len(document)]
+        position += len(document)
+        shorter.append(_cut(document, parts, room, place))
+    ids = codec.encode([s.text for document in shorter for s in document])
+    result, position = [], 0
+    for document in shorter:
+        result.append((document, ids[position : position + len(document)]))
+        position += len(document)
+    return result
+
+
+Offsets = list[tuple[int, int]]
+
+
+def _cut(
+    document: Sequence[Segment], parts: Sequence[tuple[list[int], Offsets]], room: int, place: str
+) -> list[Segment]:
+    slots: list[tuple[int, int, Offsets]] = []  # segment, slot, offsets within its content
+    for number, (segment, (_, offsets)) in enumerate(zip(document, parts, strict=True)):
+        if segment.fixed:
+            continue
+        for slot, (start, end) in enumerate(segment.template.spans(segment.contents)):
+            # A token belongs to the slot that its last character stands in: byte-level tokens
+            # begin with the space before a word, which may be the template's.
+            inside = [(max(a, start) - start, b - start) for a, b in offsets if start < b <= end]
+            slots.append((number, slot, inside))
+    lengths = [len(inside) for _, _, inside in slots]
+    total = sum(len(ids) for ids, _ in parts)
+    if not any(document[n].contents[s] for n, s, _ in slots):
+        raise DataError(
+            f"{place}: the words that must stay (template and label) need {total} tokens and "
+            f"there is room for {room}. Shorten them or raise text_length."
+        )
+    kept = shares(lengths, room - (total - sum(lengths)))
+    contents = [list(segment.contents) for segment in document]
+    for (number, slot, inside), keep in zip(slots, kept, strict=True):
+        if keep < len(inside) or keep == 0:
+            contents[number][slot] = contents[number][slot][: _boundary(inside, keep)]
+    return [
+        Segment(segment.template, content, segment.fixed)
+        for segment, content in zip(document, contents, strict=True)
+    ]
+
+
+def _boundary(offsets: Offsets, keep: int) -> int:
+    """The character after at most `keep` tokens that is no token's inside."""
+    while keep > 0 and keep < len(offsets) and offsets[keep][0] < offsets[keep - 1][1]:
+        keep -= 1
+    return offsets[keep - 1][1] if keep > 0 else 0
