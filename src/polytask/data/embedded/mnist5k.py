@@ -8,7 +8,7 @@ import numpy as np
 
 from polytask.data.embedded.info import EmbeddedInfo, Entry, Splits
 from polytask.data.embedded.sources import Located, Wheel
-from polytask.data.embedded.splits import by_split, stratified
+from polytask.data.embedded.splits import by_split, split_of
 
 
 def _build(located: Located) -> Splits:
@@ -18,8 +18,7 @@ def _build(located: Located) -> Splits:
     table = numbers.astype(np.int64).reshape(-1, 785)
     images = table[:, :784].astype(np.uint8).reshape(-1, 28, 28)
     labels = table[:, 784]
-    groups = [image.tobytes().hex() for image in images]
-    split = stratified("mnist5k", labels.tolist(), groups)
+    split = [split_of("mnist", image.tobytes().hex()) for image in images]
     return by_split({"image": images, "label": labels}, split)
 
 
@@ -40,8 +39,8 @@ SETS = (
                 }
             },
             classes=tuple("0123456789"),
-            note="A sample of MNIST's 60,000 training pictures (possibly of both parts): do not "
-            "test on it what was trained on full MNIST.",
+            note="A sample of MNIST, which part is not said: do not test on it what was trained on "
+            "full MNIST. All its pictures are in mnist10k too; both share one split by picture.",
         ),
         _build,
     ),

