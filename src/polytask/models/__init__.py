@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from polytask.models.batch import Batch, Target, Terms
+    from polytask.models.build import build_model
     from polytask.models.cache import KVCache
     from polytask.models.collate import Collator
     from polytask.models.features import Features
     from polytask.models.masks import MaskSpec
-    from polytask.models.multitask import MultitaskModel, Prediction, build_model
+    from polytask.models.multitask import MultitaskModel, Prediction
     from polytask.models.specs import (
         HeadSpec,
         InputSpec,
@@ -50,7 +51,7 @@ _HOME = {
     "Terms": "batch",
     "Transformer": "transformer",
     "TransformerConfig": "transformer",
-    "build_model": "multitask",
+    "build_model": "build",
 }
 __all__ = [
     "Batch",

@@ -77,7 +77,7 @@ class Collator:
         for i, example in enumerate(examples):
             targets: Mapping[int, Any] = example.targets
             if unlabelled and group is not None:
-                targets = dict.fromkeys(self.groups[int(group[i])]) | targets
+                targets = {t: targets.get(t) for t in self.groups[int(group[i])]}
             for t, value in targets.items():
                 kind = self.kinds[t]
                 if unlabelled or _KNOWN[kind](value):
@@ -134,7 +134,8 @@ def _padded(values: Sequence[Array], fill: float, dtype: type) -> tuple[Array, A
         out[np.arange(widest[0]) < shapes] = np.concatenate(values)
     else:
         for i, value in enumerate(values):
-            out[(i, *map(slice, value.shape))] = value
+            inside: tuple[Any, ...] = (i, *map(slice, value.shape))
+            out[inside] = value
     return out, shapes
 
 

@@ -1,4 +1,4 @@
-"""Who may look at whom: `MaskSpec` says it in a few small tensors, and builds a mask only if needed.
+"""Who may look at whom: `MaskSpec` says it in a few small tensors and builds a mask if needed.
 
 One record covers bidirectional, causal, prefix, packed (segments) and encoder-decoder attention, so
 a transformer has one weight layout for all of them. A mask tensor is made once per forward pass and

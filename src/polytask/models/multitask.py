@@ -5,11 +5,14 @@
 
 The split is where gradients of tasks meet: everything before it is shared, the heads after it are
 per task. `model.terms(batch)` does both.
+
+Legend: S sequences, L length, P pairs, T decoder length, M memory length, D width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,151 +21,240 @@ import torch
 from torch import Tensor, nn
 
 from polytask.errors import ConfigError, suggestion
-from polytask.models import heads as kinds
 from polytask.models.batch import Batch, Terms
+from polytask.models.build import make_heads, make_stems
+from polytask.models.cache import KVCache
 from polytask.models.features import Features
-from polytask.models.heads.base import Head, Output, Pairs, known_pairs, pairs_of
+from polytask.models.generate import CausalState, MemoryState, generate
+from polytask.models.heads.base import Head, Output, Pairs, known_pairs, on_device, pairs_of
 from polytask.models.heads.tokens import GenerateHead
+from polytask.models.hub import HubCache, HubTrunk, empty_trunk
 from polytask.models.init import initialise
-from polytask.models.specs import HeadSpec, InputSpec, ModelConfig, ModelSpec, head_spec
-from polytask.models.stems import (
-    Entries,
-    FeatureStem,
-    ImageStem,
-    SeriesStem,
-    TableStem,
-    TextStem,
-    patch_size,
-    plan_layout,
-    splice,
-)
+from polytask.models.language import decoder_states, lm_weight
+from polytask.models.masks import MaskSpec
+from polytask.models.specs import ModelSpec
+from polytask.models.stems import Entries, Layout, TextStem, plan_layout, splice
 from polytask.models.stems.splice import mask_of
-from polytask.models.transformer import Route, RouteContext, Transformer, make_norm
+from polytask.models.transformer import LayerNorm, Route, RouteContext, Transformer, make_norm
 
 
 class Prediction(NamedTuple):
-    """Predictions of one kind: `value` has one row per pair (see the heads' `predict`)."""
+    """Predictions of one kind: `value` has one row per pair (see the heads' `predict`).
+
+    generate: (P, N) token ids after the prompt, padded.
+    """
 
     task: npt.NDArray[np.int64]
     row: npt.NDArray[np.int64]
     value: npt.NDArray[Any]
 
 
-def build_model(config: ModelConfig, taskset: Any, processor: Any) -> MultitaskModel:
-    """The model for a `TaskSet` and its fitted `Processor`. Same seed, same parameters."""
-    specs = tuple(head_spec(task.name, task.schema) for task in taskset.tasks)
-    return MultitaskModel(ModelSpec(config=config, inputs=input_spec(processor), heads=specs))
-
-
-def input_spec(processor: Any) -> InputSpec:
-    """Sizes of the inputs that a `polytask.tasks.encode.Processor` produces."""
-    present = set(processor.modalities)
-    sizes: dict[str, int] = {}
-    if "text" in present:
-        sizes |= {"vocab_size": processor.vocab_size, "pad_id": processor.pad_id}
-        sizes["end_id"] = processor.codec.end
-    if "image" in present:
-        sizes["image_size"] = processor.config.image_size
-    if "series" in present:
-        sizes["series_length"] = processor.config.series_length
-        sizes["series_channels"] = processor.series_channels
-    if "table" in present:
-        sizes["number_columns"] = processor.number_columns
-        sizes["categories"] = processor.category_ids
-    if "features" in present:
-        sizes["feature_width"] = processor.feature_width
-    return InputSpec(**sizes)
-
-
 class MultitaskModel(nn.Module):
-    """Built from a `ModelSpec`; `route` (optional) stands in for the trunk's feed-forwards."""
+    """Built from a `ModelSpec` (see `build_model`).
 
-    def __init__(self, spec: ModelSpec) -> None:
+    `trunk` is a loaded hub model; without it, one of the shape that `spec.hub` describes.
+    `route` (an attribute, None by default) stands in for the feed-forwards of the trunk.
+    """
+
+    def __init__(self, spec: ModelSpec, trunk: HubTrunk | None = None) -> None:
         super().__init__()
         self.spec = spec
         self.config = config = spec.config
-        if not spec.inputs.modalities:
+        modalities = spec.inputs.modalities
+        if not modalities:
             raise ConfigError("a model needs inputs, and no task has any")
+        self.decoder: Transformer | None = None
         # Constructors draw from torch's global generator: leave that as it was.
         with torch.random.fork_rng(devices=[]):
-            self.trunk = Transformer(config)
-            self.dim = config.dim
-            self.stems = nn.ModuleDict(_stems(spec.inputs, config, self.dim))
-            self.embed_norm = make_norm(config.norm, self.dim)
-            self.modality = nn.Embedding(len(spec.inputs.modalities), self.dim)
-            self.summary = nn.Parameter(torch.zeros(self.dim))
-            self.heads = nn.ModuleDict(_heads(spec, self.dim))
+            self.trunk: Transformer | HubTrunk
+            if config.hub is None:
+                self.trunk = Transformer(config)
+                if config.decoder_layers:
+                    sizes = config.model_copy(update={"layers": config.decoder_layers})
+                    self.decoder = Transformer(sizes, cross=True, bidirectional=False)
+            else:
+                self.trunk = trunk or empty_trunk(spec.hub or {})
+            self.dim = self.trunk.dim
+            self.stems = nn.ModuleDict(make_stems(spec.inputs, config, self.dim))
+            self.embed_norm = self._make_embed_norm()
+            self.modality = nn.Embedding(len(modalities), self.dim) if self.stems else None
+            self.pool = self._pooling()
+            self.summary = nn.Parameter(torch.zeros(self.dim)) if self.pool == "summary" else None
+            self.heads = nn.ModuleDict(make_heads(spec, self.dim))
         self.route: Route | None = None
         self.task_names = tuple(head.task for head in spec.heads)
         self._kind = [head.kind for head in spec.heads]
-        counts: dict[str, int] = {}
-        slots = [counts.setdefault(k, 0) or 0 for k in self._kind]
-        for i, kind in enumerate(self._kind):
-            slots[i] = counts[kind]
-            counts[kind] += 1
-        self._slot = np.asarray(slots, np.int64)
+        self._slot = _slots(self._kind)
+        self._check_generation()
         self.init_std = {"summary": 0.02}
-        initialise(self, config.seed)
+        initialise(self, config.seed, skip=("trunk.",) if config.hub else ())
         self.trunk.gradient_checkpointing = config.gradient_checkpointing
+        if self.decoder is not None:
+            self.decoder.gradient_checkpointing = config.gradient_checkpointing
+
+    def _make_embed_norm(self) -> nn.Module | None:
+        """Own trunk: brings all stems to one scale. Hub trunk: brings media to its text's scale."""
+        if isinstance(self.trunk, Transformer):
+            return make_norm(self.config.norm, self.dim)
+        if not self.stems:
+            return None
+        norm = LayerNorm(self.dim)
+        scale = self.trunk.embedding.weight.detach().square().mean().sqrt()
+        nn.init.constant_(norm.weight, float(scale))
+        return norm
+
+    def _pooling(self) -> str:
+        if self.config.pool != "auto":
+            return self.config.pool
+        if isinstance(self.trunk, Transformer):
+            return "summary"
+        return "last" if self.trunk.family == "decoder" else "mean"
+
+    def _check_generation(self) -> None:
+        if "generate" in self._kind and isinstance(self.trunk, HubTrunk):
+            task = self.task_names[self._kind.index("generate")]
+            if self.trunk.family == "encoder":
+                raise ConfigError(
+                    f"task '{task}' generates text, and '{self.config.hub}' is an encoder; "
+                    "choose a decoder or an encoder-decoder"
+                )
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether answers come from a decoder that attends to the encoded prompt."""
+        if isinstance(self.trunk, HubTrunk):
+            return self.trunk.family == "encoder-decoder"
+        return self.decoder is not None
 
     # -- the shared part
 
     def shared_features(self, batch: Batch) -> Features:
-        """Stems, splice and trunk: what all tasks of the batch share."""
-        entries = self._entries(batch)
-        layout = plan_layout(entries, batch.sequences, summary=self._has_summary)
-        summary = None
-        if self._has_summary:
-            summary = self.summary.expand(batch.sequences, -1)
-        x_SLD = self.embed_norm(splice(entries, layout, summary))
-        prefix = batch.known("text.prefix") if "text" in entries else None
-        mask = mask_of(layout, prefix, x_SLD.device)
+        """Stems, splice and trunk (and decoder): what all tasks of the batch share."""
+        entries = self.entries(batch)
+        layout = plan_layout(entries, batch.sequences, summary=self.summary is not None)
+        x_SLD, mask = self.spliced(batch, entries, layout, self.summary)
         context = None
         if self.route is not None:
             valid = mask.valid(layout.width, x_SLD.device)
             context = RouteContext(batch.task, valid, batch.row)
         hidden = self.trunk(x_SLD, mask, route=self.route, context=context)
-        pooled = self._pool(hidden, layout.length, mask.length)
-        text = self.stems["text"] if "text" in self.stems else None
-        lm_weight = None
-        if isinstance(text, TextStem) and "generate" in batch.targets:
-            # An alias, so that the tied weight counts as a shared feature (Features.tensors).
-            lm_weight = text.embedding.weight.view_as(text.embedding.weight)
-        return Features(hidden, pooled, layout, entries, lm_weight)
+        features = Features(hidden, self._pooled(hidden, layout, mask), layout, entries)
+        if "generate" in batch.targets:
+            decoded = decoder_states(self, features, batch) if self.has_decoder else None
+            weight, bias = lm_weight(self)
+            features = replace(features, lm_weight=weight, lm_bias=bias, decoded=decoded)
+        return features
 
-    @property
-    def _has_summary(self) -> bool:
-        return self.config.pool == "summary"
+    def entries(self, batch: Batch) -> dict[str, Entries]:
+        """What the stems make of the batch, in the order of a sequence.
 
-    def _entries(self, batch: Batch) -> dict[str, Entries]:
-        found: dict[str, Entries] = {}
+        With a decoder, a text that is to be continued only enters up to its prefix.
+        """
+        modalities = self.spec.inputs.modalities
         present = {name.partition(".")[0] for name in batch.fields}
-        for number, modality in enumerate(self.spec.inputs.modalities):
-            if modality in present:
+        if not present <= set(modalities):
+            unknown = ", ".join(sorted(present - set(modalities)))
+            raise ValueError(f"the batch has {unknown} inputs and the model no such stem")
+        found: dict[str, Entries] = {}
+        for number, modality in enumerate(modalities):
+            if modality not in present:
+                continue
+            if modality == "text":
+                entries = self._text_entries(batch)
+            else:
                 entries = self.stems[modality](batch)
-                kind = self.modality.weight[number]
-                tokens = entries.tokens + kind.to(entries.tokens.dtype)
-                found[modality] = _with_tokens(entries, tokens)
-        unknown = present - set(self.spec.inputs.modalities)
-        if unknown:
-            raise ValueError(f"the batch has {sorted(unknown)} inputs, the model has no such stem")
+            if self.modality is not None and modality in self.stems:
+                tokens = entries.tokens + self.modality.weight[number].to(entries.tokens.dtype)
+                if isinstance(self.trunk, HubTrunk):
+                    tokens = self._norm(tokens)
+                entries = replace(entries, tokens=tokens)
+            found[modality] = entries
         return found
 
-    def _pool(self, hidden_SLD: Tensor, length: npt.NDArray[Any], padded: Tensor | None) -> Tensor:
-        how = self.config.pool
-        if how == "first":
+    def _text_entries(self, batch: Batch) -> Entries:
+        sequence, length = batch.known("text.sequence"), batch.known("text.length")
+        if self.has_decoder:
+            prefix = batch.known("text.prefix")
+            length = np.where(prefix < length, prefix.clip(1, length), length)
+        return Entries(self._embed(batch.fields["text.ids"]), sequence, length)
+
+    def spliced(
+        self, batch: Batch, entries: dict[str, Entries], layout: Layout, summary: Tensor | None
+    ) -> tuple[Tensor, MaskSpec]:
+        """The trunk's input (S, L, D) and mask."""
+        if summary is not None:
+            summary = summary.expand(batch.sequences, -1)
+        x_SLD = splice(entries, layout, summary)
+        if isinstance(self.trunk, Transformer):
+            x_SLD = self._norm(x_SLD)
+        prefix = None
+        if "text" in entries and not self.has_decoder:
+            prefix = batch.known("text.prefix")
+        return x_SLD, mask_of(layout, prefix, x_SLD.device)
+
+    def _pooled(self, hidden_SLD: Tensor, layout: Layout, mask: MaskSpec) -> Tensor:
+        if self.pool == "first":
             return hidden_SLD[:, 0]
-        if how == "mean":
-            if padded is None:
+        if self.pool == "mean":
+            valid = mask.valid(layout.width, hidden_SLD.device)
+            if valid is None:
                 return hidden_SLD.mean(1)
-            step = torch.arange(hidden_SLD.shape[1], device=hidden_SLD.device)
-            real = (step < padded[:, None]).to(hidden_SLD.dtype)
-            return torch.einsum("sld,sl->sd", hidden_SLD, real) / padded[:, None].to(real.dtype)
-        if padded is None:
-            return hidden_SLD[:, -1]
-        last = np.arange(len(length)) * hidden_SLD.shape[1] + length - 1
-        index = torch.from_numpy(last).to(hidden_SLD.device)
-        return hidden_SLD.flatten(0, 1).index_select(0, index)
+            share = valid / valid.sum(1, keepdim=True)
+            return (hidden_SLD * share[:, :, None].to(hidden_SLD.dtype)).sum(1)
+        last = np.arange(layout.sequences) * layout.width + layout.length - 1
+        return hidden_SLD.flatten(0, 1).index_select(0, on_device(last, hidden_SLD))
+
+    # -- text in and out, and the decoder
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        if isinstance(self.trunk, HubTrunk):
+            return self.trunk.embed(ids)
+        stem = self.stems["text"]
+        assert isinstance(stem, TextStem)
+        found: Tensor = stem.embedding(ids)
+        return found
+
+    def embed_text(self, ids_SN: Tensor) -> Tensor:
+        """(S, N, D) tokens as they enter the trunk behind the others."""
+        x = self._embed(ids_SN)
+        if isinstance(self.trunk, HubTrunk):
+            return x
+        assert self.modality is not None
+        return self._norm(x + self.modality.weight[self.spec.inputs.modalities.index("text")])
+
+    def embed_decoder(self, ids_PT: Tensor) -> Tensor:
+        """(P, T, D) tokens as they enter the decoder."""
+        x = self._embed(ids_PT)
+        return x if isinstance(self.trunk, HubTrunk) else self._norm(x)
+
+    def _norm(self, x: Tensor) -> Tensor:
+        assert self.embed_norm is not None
+        found: Tensor = self.embed_norm(x)
+        return found
+
+    def decode(
+        self,
+        x_PTD: Tensor,
+        memory_PMD: Tensor,
+        length_P: Tensor,
+        cache: KVCache | HubCache | None = None,
+    ) -> Tensor:
+        """(P, T, D) decoder states over a memory of which `length` tokens are valid."""
+        if isinstance(self.trunk, HubTrunk):
+            assert cache is None or isinstance(cache, HubCache)
+            return self.trunk.decode(x_PTD, memory_PMD, length_P, cache)
+        assert self.decoder is not None and not isinstance(cache, HubCache)
+        mask = MaskSpec(causal=True, memory_length=length_P)
+        found: Tensor = self.decoder(x_PTD, mask, memory=memory_PMD, cache=cache)
+        return found
+
+    def decoder_state(self, prompts: Batch) -> CausalState | MemoryState:
+        """Generation after the prompts: logits of the next token, and how to go on."""
+        return MemoryState(self, prompts) if self.has_decoder else CausalState(self, prompts)
+
+    def new_cache(self) -> KVCache | HubCache:
+        """An empty cache for the part that generates."""
+        return HubCache() if isinstance(self.trunk, HubTrunk) else KVCache()
 
     # -- the heads
 
@@ -175,12 +267,15 @@ class MultitaskModel(nn.Module):
                 keep = known.nonzero()[:, 0]
         return pairs_of(kind, batch, self._slot, keep)
 
+    def all_pairs(self, batch: Batch, kind: str) -> Pairs:
+        """The pairs of one kind, labelled or not."""
+        return pairs_of(kind, batch, self._slot, None)
+
     def forward(self, batch: Batch) -> dict[str, Output]:
         """What the heads say about every pair of the batch, by kind."""
         features = self.shared_features(batch)
         return {
-            kind: self._head(kind)(features, pairs_of(kind, batch, self._slot, None))
-            for kind in batch.targets
+            kind: self._head(kind)(features, self.all_pairs(batch, kind)) for kind in batch.targets
         }
 
     def terms(self, batch: Batch) -> Terms:
@@ -205,23 +300,30 @@ class MultitaskModel(nn.Module):
                 terms.row[name] = pairs.target.row
         return terms
 
-    def predict(self, batch: Batch) -> dict[str, Prediction]:
-        """Predictions for every pair, labelled or not, by kind (see the heads' `predict`)."""
+    def predict(self, batch: Batch, max_new: int | None = None) -> dict[str, Prediction]:
+        """Predictions for every pair, labelled or not, by kind (see the heads' `predict`).
+
+        `max_new` bounds generated tokens (see `generate`).
+        """
         training = self.training
         self.eval()
         try:
             with torch.no_grad():
-                return self._predict(batch)
+                return self._predict(batch, max_new)
         finally:
             self.train(training)
 
-    def _predict(self, batch: Batch) -> dict[str, Prediction]:
+    def _predict(self, batch: Batch, max_new: int | None) -> dict[str, Prediction]:
         found: dict[str, Prediction] = {}
-        features = self.shared_features(batch)
+        features = None
         for kind in batch.targets:
-            pairs = pairs_of(kind, batch, self._slot, None)
-            head = self._head(kind)
-            value = head.predict(head(features, pairs), pairs)
+            pairs = self.all_pairs(batch, kind)
+            if kind == "generate":
+                value: npt.NDArray[Any] = generate(self, batch, pairs, max_new)
+            else:
+                features = features or self.shared_features(batch)
+                head = self._head(kind)
+                value = head.predict(head(features, pairs), pairs)
             task, row = batch.known(f"{kind}.task"), pairs.target.row.cpu().numpy()
             found[kind] = Prediction(task, row, value)
         return found
@@ -266,63 +368,15 @@ class MultitaskModel(nn.Module):
 
     @classmethod
     def from_json(cls, text: str) -> MultitaskModel:
-        """A model of the same shape, freshly initialised."""
+        """A model of the same shape; its weights are fresh (hub trunks: random)."""
         return cls(ModelSpec.model_validate_json(text))
 
 
-def _with_tokens(entries: Entries, tokens: Tensor) -> Entries:
-    return Entries(
-        tokens, entries.sequence, entries.count, entries.valid, entries.loc, entries.scale
-    )
-
-
-def _stems(inputs: InputSpec, config: ModelConfig, dim: int) -> dict[str, nn.Module]:
-    stems: dict[str, nn.Module] = {}
-    if inputs.image_size:
-        patch = patch_size(inputs.image_size, config.image_patch)
-        stems["image"] = ImageStem(inputs.image_size, patch, dim)
-    if inputs.series_channels:
-        stems["series"] = SeriesStem(
-            inputs.series_channels, config.series_patch, dim, config.series_level
-        )
-    if inputs.number_columns + inputs.categories:
-        stems["table"] = TableStem(inputs.number_columns, inputs.categories, dim)
-    if inputs.feature_width:
-        stems["features"] = FeatureStem(inputs.feature_width, dim)
-    if inputs.vocab_size:
-        stems["text"] = TextStem(inputs.vocab_size, dim)
-    return stems
-
-
-_VECTOR_HEADS = {
-    "classify": kinds.ClassifyHead,
-    "multilabel": kinds.MultiLabelHead,
-    "regress": kinds.RegressHead,
-    "choice": kinds.ChoiceHead,
-    "tag": kinds.TagHead,
-    "match": kinds.MatchHead,
-}
-
-
-def _heads(spec: ModelSpec, dim: int) -> dict[str, nn.Module]:
-    by_kind: dict[str, list[HeadSpec]] = {}
-    for head in spec.heads:
-        by_kind.setdefault(head.kind, []).append(head)
-    return {kind: _head(kind, specs, spec, dim) for kind, specs in by_kind.items()}
-
-
-def _head(kind: str, specs: Sequence[HeadSpec], spec: ModelSpec, dim: int) -> Head:
-    config, inputs = spec.config, spec.inputs
-    needs = {"tag": "text", "generate": "text", "forecast": "series", "dense": "image"}
-    if kind in needs and needs[kind] not in inputs.modalities:
-        raise ConfigError(f"task '{specs[0].task}' ({kind}) needs {needs[kind]} inputs")
-    if kind == "generate":
-        return kinds.GenerateHead(specs, config, dim, inputs.vocab_size, config.tie)
-    if kind == "forecast":
-        return kinds.ForecastHead(
-            specs, config, dim, max(1, -(-inputs.series_length // config.series_patch))
-        )
-    if kind == "dense":
-        patch = patch_size(inputs.image_size, config.image_patch)
-        return kinds.DenseHead(specs, config, dim, (inputs.image_size // patch) ** 2, patch)
-    return _VECTOR_HEADS[kind](specs, config, dim)
+def _slots(kind_of: Sequence[str]) -> npt.NDArray[np.int64]:
+    """(tasks,) how many tasks of its kind stand before each task."""
+    seen: dict[str, int] = {}
+    slots = []
+    for kind in kind_of:
+        slots.append(seen.get(kind, 0))
+        seen[kind] = slots[-1] + 1
+    return np.asarray(slots, np.int64)

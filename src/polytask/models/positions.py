@@ -28,7 +28,7 @@ def rotations(position: Tensor, width: int, base: float) -> Tensor:
 
 def rotate(x_SLHE: Tensor, rotation_SLE: Tensor) -> Tensor:
     """Rotate neighbouring feature pairs; computed in float32 whatever the dtype of `x`."""
-    pairs = torch.view_as_complex(x_SLHE.float().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(x_SLHE.float().view(*x_SLHE.shape[:-1], -1, 2))
     turned = torch.view_as_real(pairs * rotation_SLE.unsqueeze(-2)).flatten(-2)
     return turned.to(x_SLHE.dtype)
 

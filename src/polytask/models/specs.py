@@ -42,8 +42,10 @@ class ModelConfig(TransformerConfig):
     """The `model:` section of a configuration: the transformer, stems, heads and losses."""
 
     hub: str | None = Field(None, description="a Hugging Face model (folder, id or embedded:NAME)")
-    pool: Literal["summary", "mean", "first", "last"] = Field(
-        "summary", description="what stands for a whole sequence; summary is a learned last token"
+    pool: Literal["auto", "summary", "mean", "first", "last"] = Field(
+        "auto",
+        description="what stands for a sequence: a learned last token (summary), or tokens; auto: "
+        "summary; for hub models mean (encoders) or last (decoders)",
     )
     task_token: bool = Field(False, description="the summary token also says which task it is for")
     image_patch: int | None = Field(None, gt=0, description="pixels per patch side; must divide")
@@ -68,6 +70,7 @@ class InputSpec(Config):
     vocab_size: int = 0
     pad_id: int = 0
     end_id: int | None = None
+    text_length: int = 64
     image_size: int = 0
     series_length: int = 0
     series_channels: int = 0
@@ -121,6 +124,7 @@ class ModelSpec(Config):
     config: ModelConfig
     inputs: InputSpec
     heads: tuple[HeadSpec, ...]
+    hub: dict[str, Any] | None = Field(None, description="configuration of a hub model's trunk")
 
 
 def head_spec(name: str, schema: Any) -> HeadSpec:

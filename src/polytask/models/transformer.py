@@ -242,6 +242,7 @@ class Transformer(nn.Module):
         """`bidirectional` only matters to relative positions: buckets for both directions."""
         super().__init__()
         self.config = config
+        self.dim = config.dim
         self.blocks = nn.ModuleList(Block(config, cross) for _ in range(config.layers))
         self.norm = make_norm(config.norm, config.dim)
         self.learned: nn.Embedding | None = None

@@ -41,7 +41,7 @@ def projected_cross_entropy(
         return score(hidden_ND, label_N, weight_VD)
     parts = [
         checkpoint(score, h, y, weight_VD, use_reentrant=False)
-        for h, y in zip(hidden_ND.split(size), label_N.split(size), strict=True)
+        for h, y in zip(torch.split(hidden_ND, size), torch.split(label_N, size), strict=True)
     ]
     nll, z = zip(*parts, strict=True)
     return torch.cat(nll), torch.cat(z)

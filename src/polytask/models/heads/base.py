@@ -25,6 +25,9 @@ class Pairs:
     slot: HostArray  # (P,) host
     sequence: HostArray  # (P, k) host
     value: HostArray | None = None  # (P, T) host labels of token kinds
+    index: HostArray | None = (
+        None  # (P,) host: each pair's place in the batch, if some are left out
+    )
 
     def __len__(self) -> int:
         return len(self.slot)
@@ -93,9 +96,10 @@ def pairs_of(kind: str, batch: Batch, slot_of: HostArray, keep: Tensor | None) -
     target = batch.targets[kind]
     task, sequence = batch.known(f"{kind}.task"), batch.known(f"{kind}.sequence")
     value = batch.known(f"{kind}.value") if kind in ("tag", "generate") else None
+    index = None
     if keep is not None:
         target = target.select(keep)
         index = keep.cpu().numpy()
         task, sequence = task[index], sequence[index]
         value = None if value is None else value[index]
-    return Pairs(target, slot_of[task], sequence, value)
+    return Pairs(target, slot_of[task], sequence, value, index)

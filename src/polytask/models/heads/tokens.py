@@ -99,7 +99,8 @@ class GenerateHead(Head):
         if features.decoded is not None:
             hidden = features.decoded.flatten(0, 1)
             step = position - first_label(pairs.value)[pair]
-            place = pair * features.decoded.shape[1] + step
+            origin = pair if pairs.index is None else pairs.index[pair]
+            place = origin * features.decoded.shape[1] + step
         else:
             hidden = features.hidden.flatten(0, 1)
             start = features.starts(pairs.sequence[:, 0], "text")

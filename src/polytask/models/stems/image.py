@@ -36,7 +36,8 @@ def unfold(pixels: Tensor, patch: int) -> Tensor:
     """(n, C, height, width) to (n, patches, C * patch * patch)."""
     n, channels, height, width = pixels.shape
     grid = pixels.view(n, channels, height // patch, patch, width // patch, patch)
-    return grid.permute(0, 2, 4, 1, 3, 5).reshape(n, -1, channels * patch * patch)
+    patches = (height // patch) * (width // patch)
+    return grid.permute(0, 2, 4, 1, 3, 5).reshape(n, patches, channels * patch * patch)
 
 
 class ImageStem(nn.Module):

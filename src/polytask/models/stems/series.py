@@ -2,7 +2,7 @@
 
 Every channel is standardised by its own mean and deviation over the observed values (RevIN, Kim et
 al. 2022; patches as in PatchTST, arXiv 2211.14730), so a forecast head works at every scale; it
-gets `loc` and `scale` to return to the units of the data. Missing values (NaN) become 0 with a flag.
+gets `loc` and `scale` to return to the units of the data. Missing values (NaN) are 0 with a flag.
 
 Legend: n entries, L length, C channels, T tokens, P steps per patch.
 """

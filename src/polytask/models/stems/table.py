@@ -1,4 +1,4 @@
-"""Table rows to tokens: one per column (FT-Transformer, Gorishniy et al. 2021, arXiv 2106.11959)."""
+"""Table rows to tokens, one per column (FT-Transformer, Gorishniy et al. 2021, 2106.11959)."""
 
 from __future__ import annotations
 
@@ -44,4 +44,5 @@ class TableStem(nn.Module):
         column = column.clamp(min=0)
         unknown = value.isnan()[..., None]
         known = value.nan_to_num(0.0)[..., None] * self.weight(column)
-        return torch.where(unknown, self.missing(column), known) + self.bias(column)
+        tokens: Tensor = torch.where(unknown, self.missing(column), known) + self.bias(column)
+        return tokens
