@@ -6,12 +6,31 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from polytask.evaluate.comparison import (
+        Comparison,
+        TaskGain,
+        compare_seeds,
+        compare_single,
+        delta_m,
+    )
+    from polytask.evaluate.forgetting import Gap, ScoreMatrix, stability_gap
     from polytask.evaluate.intervals import Interval, bootstrap_interval, holm, t_interval, t_test
     from polytask.evaluate.metric import METRICS, Metric, find_metric, metric_names
     from polytask.evaluate.run import evaluate
     from polytask.evaluate.scored import TaskScore, table
+    from polytask.evaluate.transfer import TransferMatrix, transfer_matrix
 
 _HOME = {
+    "Comparison": "comparison",
+    "Gap": "forgetting",
+    "ScoreMatrix": "forgetting",
+    "TaskGain": "comparison",
+    "TransferMatrix": "transfer",
+    "compare_single": "comparison",
+    "compare_seeds": "comparison",
+    "delta_m": "comparison",
+    "stability_gap": "forgetting",
+    "transfer_matrix": "transfer",
     "METRICS": "metric",
     "Interval": "intervals",
     "Metric": "metric",
@@ -39,6 +58,16 @@ __all__ = [  # noqa: RUF022 - in reading order
     "t_test",
     "bootstrap_interval",
     "holm",
+    "compare_single",
+    "compare_seeds",
+    "Comparison",
+    "TaskGain",
+    "delta_m",
+    "transfer_matrix",
+    "TransferMatrix",
+    "ScoreMatrix",
+    "Gap",
+    "stability_gap",
 ]
 
 
