@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -30,18 +31,25 @@ def list_sets(as_json: bool = AS_JSON) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("name", "modality", "task"):
-        table.add_column(heading, no_wrap=True)
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("name", no_wrap=True)
+    table.add_column("modality")
+    table.add_column("task", no_wrap=True)
     table.add_column("rows", justify="right", no_wrap=True)
-    table.add_column("licence", overflow="ellipsis", no_wrap=True, max_width=24)
-    table.add_column("here? / how to get it", overflow="fold")
+    table.add_column("licence", overflow="ellipsis", no_wrap=True, max_width=13)
+    table.add_column("here?", no_wrap=True)
     for row in found:
-        here = f"[green]{row['state']}[/green]" if row["here"] else _escaped(row["how"][0])
+        here = "[green]yes[/green]" if row["here"] else "[yellow]fetch[/yellow]"
         rows = f"{row['rows']:,}" if row["rows"] else "-"
+        licence = re.split(r"[;(]", row["licence"])[0].strip()
         task = row["schema"] or "-"
-        table.add_row(row["name"], row["modality"], task, rows, _escaped(row["licence"]), here)
+        table.add_row(row["name"], row["modality"], task, rows, _escaped(licence), here)
     Console().print(table)
+    print(
+        "\nyes: on this machine, installed or cached. fetch: 'polytask data fetch NAME' downloads it"
+        "\ninto the cache. 'polytask data show NAME' has the licence in full, the traps, every way"
+        "\nto get it, and a task configuration to copy."
+    )
 
 
 @app.command("show")

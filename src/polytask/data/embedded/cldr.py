@@ -7,7 +7,7 @@ from typing import Any
 
 from polytask.data.embedded.info import EmbeddedInfo, Entry, Splits
 from polytask.data.embedded.sources import Located, Npm
-from polytask.data.embedded.splits import by_split, split_of
+from polytask.data.embedded.splits import by_split, split_of, subject
 
 _LOCALES = (
     "ar bg bn ca cs da de el en es et fa fi fr he hi hr hu id it ja ko lt lv mr nl no pl pt ro ru "
@@ -47,7 +47,7 @@ def _build(located: Located) -> Splits:
                 cells = (sign, locale, name, " | ".join(keywords), english[sign][0])
                 for column, cell in zip(rows, cells, strict=True):
                     rows[column].append(cell)
-    return by_split(rows, [split_of("emoji", name) for name in rows["english"]])
+    return by_split(rows, [split_of("emoji", subject(name)) for name in rows["english"]])
 
 
 SETS = (

@@ -16,7 +16,7 @@ import numpy as np
 
 from polytask.data.embedded.info import EmbeddedInfo, Entry, Splits
 from polytask.data.embedded.sources import Bundle, Located, Npm
-from polytask.data.embedded.splits import by_split, split_of
+from polytask.data.embedded.splits import by_split, split_of, subject
 from polytask.errors import MissingExtra
 
 STYLES = {
@@ -130,7 +130,7 @@ def _build(located: Located) -> Splits:
             cells = (on_white(pixels), pixels[..., 3], style, name, category[name])
             for column, cell in zip(rows, cells, strict=True):
                 rows[column].append(cell)
-    splits = [split_of("emoji", name.replace("-", " ")) for name in rows["name"]]
+    splits = [split_of("emoji", subject(name)) for name in rows["name"]]
     columns = {
         "image": np.stack(rows["image"]),
         "mask": np.stack(rows["mask"]),

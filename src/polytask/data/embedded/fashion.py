@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import io
 from pathlib import Path
 
 import numpy as np
 
 from polytask.data.embedded.info import EmbeddedInfo, Entry, Splits
-from polytask.data.embedded.sources import Debian, Located
+from polytask.data.embedded.sources import Debian, Hub, Located
 
 CLASSES = (
     "t-shirt",
@@ -29,6 +30,11 @@ _FILES = tuple(
     for kind in ("images-idx3", "labels-idx1")
 )
 
+_HUB = Hub(
+    "zalando-datasets/fashion_mnist",
+    tuple(f"fashion_mnist/{split}-00000-of-00001.parquet" for split in _PARTS),
+)
+
 
 def read_idx(path: Path) -> np.ndarray:
     """A gzipped idx file of unsigned bytes (LeCun's format): magic, sizes, then the values."""
@@ -40,7 +46,23 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
+def read_hub_parquet(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(images, labels) of the hub's layout: 'image' is {'bytes': PNG, 'path': ...}."""
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    table = pq.read_table(path, columns=["image", "label"])
+    images = []
+    for cell in table["image"].to_pylist():
+        with Image.open(io.BytesIO(cell["bytes"])) as picture:
+            images.append(np.asarray(picture.convert("L")))
+    return np.stack(images), table["label"].to_numpy().astype(np.int64)
+
+
 def _build(located: Located) -> Splits:
+    if located.label == _HUB.package:
+        parts = {s: read_hub_parquet(located.one(f"{s}-00000-of-00001.parquet")) for s in _PARTS}
+        return {s: {"image": images, "label": labels} for s, (images, labels) in parts.items()}
     return {
         split: {
             "image": read_idx(located.one(f"{part}-images-idx3-ubyte.gz")),
@@ -57,7 +79,7 @@ SETS = (
             title="Fashion-MNIST: 70,000 garments in 10 classes, 28x28 grey",
             licence="MIT (Zalando SE)",
             modality="image",
-            sources=(Debian("dataset-fashion-mnist", _FILES),),
+            sources=(Debian("dataset-fashion-mnist", _FILES), _HUB),
             tasks={
                 "fashion-mnist": {
                     "data": "embedded:fashion-mnist",
@@ -67,7 +89,6 @@ SETS = (
                     "verbaliser": {str(label): name for label, name in enumerate(CLASSES)},
                 }
             },
-            size={"train": 60_000, "test": 10_000},
             classes=CLASSES,
             note="Train and test as published; take 'valid' from train. Some pictures stand in "
             "train and test both, as published.",

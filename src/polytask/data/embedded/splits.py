@@ -77,6 +77,11 @@ def normal(text: str) -> str:
     return " ".join(re.sub(r"[\W_]+", " ", text.casefold()).split())
 
 
+def subject(name: str) -> str:
+    """The letters and digits of an emoji's English name: 'Woman’s hat' and 'womans-hat' meet."""
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
 class Linked:
     """Union-find over keys: things that must not be parted by a split."""
 

@@ -31,7 +31,7 @@ def open_splits(entry: Entry) -> dict[str, dict[str, Any]]:
     """Columns per split, from the cache where it is whole, else built and cached."""
     located = None if entry.info.fixed else locate(entry.info.sources)
     folder = _folder(entry, located)
-    if folder is not None and whole(folder):
+    if folder is not None and _usable(entry, folder):
         return _read(folder)
     if located is None:
         located = locate(entry.info.sources)
@@ -40,9 +40,18 @@ def open_splits(entry: Entry) -> dict[str, dict[str, Any]]:
     folder = _folder(entry, located)
     assert folder is not None
     with builders_lock(folder):
-        if not whole(folder, warn=True):
+        if not _usable(entry, folder, warn=True):
             _build(entry, located, folder)
     return _read(folder)
+
+
+def _usable(entry: Entry, folder: Path, warn: bool = False) -> bool:
+    """True for a whole folder; fixed content must also be that of the present building rule."""
+    if not whole(folder, warn):
+        return False
+    info = entry.info
+    expected = info.checksum if info.fixed else ""
+    return not expected or _meta(folder)["checksum"] == expected
 
 
 def cached_meta(entry: Entry) -> Mapping[str, Any] | None:
@@ -50,6 +59,10 @@ def cached_meta(entry: Entry) -> Mapping[str, Any] | None:
     folder = _folder(entry, None if entry.info.fixed else locate(entry.info.sources))
     if folder is None or not (folder / MANIFEST).is_file():
         return None
+    return _meta(folder)
+
+
+def _meta(folder: Path) -> Mapping[str, Any]:
     meta: Mapping[str, Any] = json.loads((folder / META).read_text(encoding="utf-8"))
     return meta
 
@@ -146,7 +159,7 @@ def _write_split(folder: Path, split: str, columns: Mapping[str, Any]) -> None:
 
 
 def _read(folder: Path) -> dict[str, dict[str, Any]]:
-    meta = json.loads((folder / META).read_text(encoding="utf-8"))
+    meta = _meta(folder)
     return {
         split: _read_split(folder, split, columns) for split, columns in meta["columns"].items()
     }
