@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from polytask.tasks.encode import Example, Processor, ProcessorConfig
     from polytask.tasks.leaks import LeakConfig, LeakReport, check_leaks
     from polytask.tasks.schemas import SCHEMAS, Schema, schema_from_json
-    from polytask.tasks.simple import task, taskset
     from polytask.tasks.task import Field, RowGroup, Task, TaskSet
 
 _HOMES = {
@@ -23,7 +22,6 @@ _HOMES = {
     "encode": ("Example", "Processor", "ProcessorConfig"),
     "leaks": ("LeakConfig", "LeakReport", "check_leaks"),
     "schemas": ("SCHEMAS", "Schema", "schema_from_json"),
-    "simple": ("task", "taskset"),
     "task": ("Field", "RowGroup", "Task", "TaskSet"),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
@@ -46,8 +44,6 @@ __all__ = [
     "build_tasks",
     "check_leaks",
     "schema_from_json",
-    "task",
-    "taskset",
 ]
 
 

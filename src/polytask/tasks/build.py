@@ -64,10 +64,13 @@ def build_tasks(
         seen.add(name)
         config = given if isinstance(given, TaskConfig) else parse(TaskConfig, given, what)
         config = with_defaults(name, config)
-        key = json.dumps(config.data, sort_keys=True, default=str)
+        key = json.dumps(config.data, sort_keys=True, default=lambda rows: f"object {id(rows)}")
         if key not in opened:
             opened[key] = open_sources(config.data, base, what)
-        drafts.append((key, plan(name, config, opened[key])))
+        sources = opened[key]
+        if set(sources) == {"train"} and config.split.kind != "given":
+            sources = {WHOLE: sources["train"]}  # one part is no split
+        drafts.append((key, plan(name, config, sources)))
     return assemble(drafts, seed)
 
 

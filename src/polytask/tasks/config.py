@@ -72,8 +72,9 @@ class TaskConfig(Config):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
-    data: str | Mapping[str, Any]
-    """A `DataSpec` (path, 'hub:ID', 'embedded:NAME', mapping), or {train: ..., test: ...}."""
+    data: Any
+    """A `DataSpec` (path, 'hub:ID', 'embedded:NAME', mapping), or {train: ..., test: ...}; from
+    Python also a row source, a list of rows or a data frame."""
     kind: str | None = Field(default=None, alias="schema")
     """Name of the schema ('classification', ...); guessed from the target column when None."""
     inputs: InputsConfig | None = None

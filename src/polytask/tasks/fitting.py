@@ -14,9 +14,9 @@ from polytask.errors import DataError
 from polytask.tasks.codec import TextCodec
 from polytask.tasks.templates import Template, shares
 
-# No vocabulary in use averages more characters a token; cutting here first keeps a megabyte of
-# text from being tokenised for the sake of its first line.
-CHARACTERS_PER_TOKEN = 32
+# Cutting here first keeps a megabyte of text from being tokenised for the sake of its first line.
+# Where it turns out that more characters would have fitted, more are taken.
+CHARACTERS_PER_TOKEN = 8
 
 
 @dataclass(frozen=True)
@@ -42,47 +42,77 @@ def encode_documents(
 
     Raises `DataError` with `where(document)` when the words that must stay need more than `room`.
     """
-    clipped = [[_clip(segment, room) for segment in document] for document in documents]
-    flat = codec.encode([segment.text for document in clipped for segment in document])
-    result, position = [], 0
-    for document in clipped:
-        result.append(flat[position : position + len(document)])
-        position += len(document)
-    over = [i for i, parts in enumerate(result) if sum(map(len, parts)) > room]
-    while over:
-        shortened = _shorten(codec, [clipped[i] for i in over], room, [where(i) for i in over])
-        still = []
-        for i, (document, parts) in zip(over, shortened, strict=True):
-            clipped[i], result[i] = document, parts
-            if sum(map(len, parts)) > room:
-                still.append(i)
-        over = still
+    result: list[list[list[int]]] = [[] for _ in documents]
+    waiting, limit = list(range(len(documents))), max(room, 1) * CHARACTERS_PER_TOKEN
+    while waiting:
+        fitted = _fit(
+            codec,
+            [[_clip(segment, limit) for segment in documents[i]] for i in waiting],
+            room,
+            waiting,
+            where,
+        )
+        again = []
+        for i, (document, parts) in zip(waiting, fitted, strict=True):
+            result[i] = parts
+            if _could_hold_more(documents[i], document, limit):
+                again.append(i)
+        waiting, limit = again, limit * 4
     return result
 
 
-def _clip(segment: Segment, room: int) -> Segment:
-    limit = room * CHARACTERS_PER_TOKEN
+def _fit(
+    codec: TextCodec,
+    documents: list[list[Segment]],
+    room: int,
+    numbers: Sequence[int],
+    where: Callable[[int], str],
+) -> list[tuple[list[Segment], list[list[int]]]]:
+    """Documents that fit, with their ids, per segment."""
+    flat = iter(codec.encode([segment.text for document in documents for segment in document]))
+    result = [(document, [next(flat) for _ in document]) for document in documents]
+    over = [k for k, (_, parts) in enumerate(result) if _length(parts) > room]
+    while over:
+        shortened = _shorten(
+            codec, [result[k][0] for k in over], room, [where(numbers[k]) for k in over]
+        )
+        for k, fitted in zip(over, shortened, strict=True):
+            result[k] = fitted
+        over = [k for k in over if _length(result[k][1]) > room]
+    return result
+
+
+def _length(parts: Sequence[Sequence[int]]) -> int:
+    return sum(len(part) for part in parts)
+
+
+def _clip(segment: Segment, limit: int) -> Segment:
     if segment.fixed or all(len(content) <= limit for content in segment.contents):
         return segment
     return Segment(segment.template, [content[:limit] for content in segment.contents])
+
+
+def _could_hold_more(whole: Document, fitted: Document, limit: int) -> bool:
+    """Whether a slot was clipped before encoding and then not shortened any further."""
+    return any(
+        len(content) > limit and len(kept) == limit
+        for segment, short in zip(whole, fitted, strict=True)
+        if not segment.fixed
+        for content, kept in zip(segment.contents, short.contents, strict=True)
+    )
 
 
 def _shorten(
     codec: TextCodec, documents: Sequence[list[Segment]], room: int, places: Sequence[str]
 ) -> list[tuple[list[Segment], list[list[int]]]]:
     """One round: cut the slots of every document by as much as it is over, encode again."""
-    encoded = codec.encode_offsets([s.text for document in documents for s in document])
-    shorter, position = [], 0
-    for document, place in zip(documents, places, strict=True):
-        parts = encoded[position : position + len(document)]
-        position += len(document)
-        shorter.append(_cut(document, parts, room, place))
-    ids = codec.encode([s.text for document in shorter for s in document])
-    result, position = [], 0
-    for document in shorter:
-        result.append((document, ids[position : position + len(document)]))
-        position += len(document)
-    return result
+    encoded = iter(codec.encode_offsets([s.text for document in documents for s in document]))
+    shorter = [
+        _cut(document, [next(encoded) for _ in document], room, place)
+        for document, place in zip(documents, places, strict=True)
+    ]
+    ids = iter(codec.encode([s.text for document in shorter for s in document]))
+    return [(document, [next(ids) for _ in document]) for document in shorter]
 
 
 Offsets = list[tuple[int, int]]

@@ -38,10 +38,13 @@ def content_hashes(rows: Sequence[Row], columns: Sequence[str]) -> Hashes:
     """(rows,) uint64: equal where all `columns` hold equal content."""
     out = np.empty(len(rows), np.uint64)
     for i, row in enumerate(rows):
-        content = b"\x1f".join([cell_bytes(row.get(column)) for column in columns])
-        digest = hashlib.blake2b(content, digest_size=8).digest()
-        out[i] = int.from_bytes(digest, "little")
+        out[i] = digest(b"\x1f".join([cell_bytes(row.get(column)) for column in columns]))
     return out
+
+
+def digest(content: bytes) -> int:
+    """64 bits that stand for some bytes."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
 def mix(values: Hashes, seed: int) -> Hashes:

@@ -148,7 +148,7 @@ def _observed(
     known = np.r_[0, np.cumsum(np.isfinite(values).any(1))]
     past = known[starts] - known[np.maximum(starts - context, 0)]
     future = known[starts + horizon] - known[starts]
-    return np.logical_and(past > 0, future > 0)
+    return np.asarray((past > 0) & (future > 0), bool)
 
 
 def _starts(steps: int, horizon: int, stride: int, valid: float, test: float) -> dict[str, Ints]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from polytask.data.rows import MemoryRows, RowSource, StreamSource
-from polytask.errors import ConfigError, TaskError, suggestion
-from polytask.tasks.splits import ALIASES
+from polytask.errors import ConfigError, DataError, UserError
+from polytask.tasks.splits import ALIASES, SPLITS
 
 Source = RowSource | StreamSource
 WHOLE = "all"  # the name of a source that is still to be split
@@ -33,24 +33,21 @@ def open_sources(data: Any, base: Path, what: str) -> dict[str, Source]:
 
 
 def _by_spec(data: Any, base: Path, what: str) -> dict[str, Source]:
+    from polytask.data.open import open_splits
     from polytask.data.spec import DataSpec
 
     spec = DataSpec.of(data, f"{what}: data")
-    if spec.embedded is not None:
-        from polytask.data import embedded
-
-        splits = embedded.load(spec.embedded)
-        if spec.split is None:
-            return dict(splits)
-        if spec.split not in splits:
-            raise TaskError(
-                f"{what}: embedded data '{spec.embedded}' has no split "
-                f"'{spec.split}'.{suggestion(spec.split, splits)}"
-            )
-        return {WHOLE: splits[spec.split]}
-    from polytask.data.open import open_rows
-
-    return {WHOLE: open_rows(spec, base)}
+    try:
+        found = open_splits(spec, base)
+    except UserError as error:
+        raise type(error)(f"{what}: {error}") from error
+    used = {name: source for name, source in found.items() if name in (*SPLITS, WHOLE)}
+    if "train" in used or WHOLE in used:
+        return used
+    raise DataError(
+        f"{what}: {spec.name} has no split 'train' (has: {', '.join(found)}); "
+        "name its splits: data: {train: {..., split: NAME}, test: ...}"
+    )
 
 
 def _single(data: Any, base: Path, what: str) -> Source:

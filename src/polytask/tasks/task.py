@@ -51,6 +51,21 @@ class Task:
     metrics: tuple[str, ...] = ()  # names; empty: the schema's defaults
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def from_rows(cls, name: str, rows: Any, seed: int = 0, **config: Any) -> Task:
+        """A task from rows in memory: a list of mappings, a data frame, any row source.
+
+        `config` as in `TaskConfig` (schema, inputs, target, template, classes, split, ...); what
+        is left out is guessed.
+
+        >>> rows = [{"text": f"{w} film", "label": w} for w in ("good", "bad") * 20]
+        >>> Task.from_rows("reviews", rows, target="label").schema.classes
+        ('bad', 'good')
+        """
+        from polytask.tasks.build import build_tasks
+
+        return build_tasks({name: {"data": rows, **config}}, seed=seed).tasks[0]
+
     @property
     def target_columns(self) -> tuple[str, ...]:
         """The label's columns; empty where the input is the label."""
@@ -105,6 +120,11 @@ class TaskSet:
             if name in seen:
                 raise TaskError(f"two tasks are named '{name}'; give each its own name")
             seen.add(name)
+
+    @classmethod
+    def of(cls, *tasks: Task) -> TaskSet:
+        """Tasks made one by one, each a group of its own."""
+        return cls(tuple(RowGroup(task.name, (task,)) for task in tasks))
 
     @cached_property
     def tasks(self) -> tuple[Task, ...]:

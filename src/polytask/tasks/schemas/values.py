@@ -167,7 +167,7 @@ class Dense(Schema):
         override(self, "primary", "rmse" if numeric else "miou")
         override(self, "higher_is_better", not numeric)
 
-    def read(self, value: Any) -> npt.NDArray[np.int64] | Floats:
+    def read(self, value: Any) -> npt.NDArray[Any]:
         """(height, width): int64 classes with -100 = unknown, or float32 with NaN = unknown."""
         if is_missing(value):
             raise ValueError("the map is missing")
