@@ -1,17 +1,21 @@
-"""Fixtures over the fakes of `train_fakes`."""
+"""Makes the fakes importable, keeps torch on one thread, and gives a small model."""
 
 from __future__ import annotations
 
-import os
+import sys
+from pathlib import Path
 
 import pytest
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
 from train_fakes import TinyModel
 
-torch.set_num_threads(1)
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Checkpoints: safetensors and JSON in one folder a step, complete when the manifest exists.
 
     checkpoints/step-00000200/
-        model.safetensors  optimizer.safetensors  ema.safetensors  random.safetensors  ...
+        model.safetensors  optimizer.safetensors  ema.safetensors  rest.safetensors
         state.json         step, stage and the state of everything that is not a tensor
         config.json        what the run was started with
         manifest.json      a checksum per file; written last

@@ -51,17 +51,15 @@ class StepModule(nn.Module):
         """`by_task`: every task counts the same, so a pair's loss is divided by its task's pairs
         (`pairs`, (tasks,), of the whole step; None: those of this batch)."""
         terms = self.terms(batch)
-        weights = self.weighting.weights()
+        weights, penalty = self.weighting.weights(), self.weighting.penalty()
         if by_task:
             pairs = count_pairs(terms, self.tasks) if pairs is None else pairs
             share = pairs.clamp(min=1).reciprocal()
             weights = share if weights is None else weights * share
+            penalty = None if penalty is None else penalty * share
         loss = sum_loss(terms, weights)
-        penalty = self.weighting.penalty()
         if penalty is not None:
-            counts = count_pairs(terms, self.tasks)
-            present = (counts > 0).float() if by_task else counts
-            loss = loss + (penalty * present).sum()
+            loss = loss + (penalty * count_pairs(terms, self.tasks)).sum()
         return loss, terms.value, terms.task, terms.row
 
     def terms(self, batch: Any) -> Terms:

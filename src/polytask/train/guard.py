@@ -11,7 +11,8 @@ the task, term and rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from polytask.models.batch import Terms
-from polytask.train.gradients import StepModule, task_sums
+from polytask.train.gradients import StepModule
 
 SHOWN = 8  # row ids in a message
-SEARCHED = 256  # pairs differentiated one by one to find a culprit
 
 
 class Guard:
@@ -97,8 +97,11 @@ def find_culprits(
     """Run a step's batches again and name what is not finite; empty when all is finite now."""
     found: list[Culprit] = []
     for batch in batches:
-        terms = module.terms(batch)
-        found += _bad_losses(terms, tasks) or _bad_gradients(module.model, terms, tasks)
+        with _watched(module.model, batch) as outputs:
+            terms = module.terms(batch)
+        found += _bad_losses(terms, tasks) or _bad_gradients(
+            module.model, batch, terms, outputs, tasks
+        )
     return found
 
 
@@ -106,27 +109,50 @@ def _bad_losses(terms: Terms, tasks: Sequence[str]) -> list[Culprit]:
     found = []
     for name, value in terms.value.items():
         bad = ~torch.isfinite(value.detach())
-        for task in torch.unique(terms.task[name][bad]).tolist():
-            rows = torch.unique(terms.row[name][bad & (terms.task[name] == task)]).tolist()
-            found.append(Culprit("loss", tasks[task], name, tuple(rows)))
+        found += _named("loss", terms, name, bad, tasks)
     return found
 
 
-def _bad_gradients(model: nn.Module, terms: Terms, tasks: Sequence[str]) -> list[Culprit]:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    losses = task_sums(terms, len(tasks))
+def _named(what: str, terms: Terms, term: str, bad: Tensor, tasks: Sequence[str]) -> list[Culprit]:
+    """Culprits of one term: its bad pairs, by task."""
     found = []
-    for name, value in terms.value.items():
-        for task in torch.unique(terms.task[name]).tolist():
-            if _finite(losses[task], parameters):
-                continue
-            where = torch.nonzero(terms.task[name] == task).flatten()[:SEARCHED].tolist()
-            rows = [int(terms.row[name][i]) for i in where if not _finite(value[i], parameters)]
-            if rows:
-                found.append(Culprit("gradient", tasks[task], name, tuple(dict.fromkeys(rows))))
+    for task in torch.unique(terms.task[term][bad]).tolist():
+        rows = torch.unique(terms.row[term][bad & (terms.task[term] == task)])
+        found.append(Culprit(what, tasks[task], term, tuple(rows.tolist())))
     return found
 
 
-def _finite(loss: Tensor, parameters: list[nn.Parameter]) -> bool:
-    found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-    return all(bool(torch.isfinite(g).all()) for g in found if g is not None)
+@contextmanager
+def _watched(model: nn.Module, batch: Any) -> Iterator[list[Tensor]]:
+    """Collects the module outputs that have one entry per sequence: their gradients stay apart by
+    row, while those of parameters are sums over rows (and 0 times infinity is NaN for everyone)."""
+    count = len(getattr(batch, "row", ()))
+    outputs: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.requires_grad and output.shape[:1] == (count,):
+            outputs.append(output)
+
+    handles = [part.register_forward_hook(keep) for part in model.modules()]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _bad_gradients(
+    model: nn.Module, batch: Any, terms: Terms, outputs: list[Tensor], tasks: Sequence[str]
+) -> list[Culprit]:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    total = torch.stack([value.sum() for value in terms.value.values()]).sum()
+    found = torch.autograd.grad(total, [*parameters, *outputs], allow_unused=True)
+    if all(bool(torch.isfinite(g).all()) for g in found if g is not None):
+        return []
+    bad = [~torch.isfinite(g.flatten(1)).all(1) for g in found[len(parameters) :] if g is not None]
+    rows = batch.row[torch.stack(bad).any(0)] if bad else torch.empty(0, dtype=torch.int64)
+    culprits = []
+    for term in terms.value:
+        hit = torch.isin(terms.row[term], rows) if len(rows) else torch.ones_like(terms.row[term])
+        culprits += _named("gradient", terms, term, hit.bool(), tasks)
+    return culprits

@@ -44,12 +44,15 @@ class Store:
 
     def _pack(self, trainer: Trainer, leg: Leg) -> Checkpoint:
         random, plain_random = snapshot.pack_random(self.distribution.device)
+        small = {
+            "random": random,
+            "window": trainer.window.state(),
+            "weighting": trainer.weighting.state_dict(),
+        }
         tensors: dict[str, Mapping[str, Tensor]] = {
             "model": snapshot.pack_model(trainer.model),
             "optimizer": snapshot.pack_optimizer(trainer.optimizer, _names(trainer)),
-            "random": random,
-            "window": trainer.window.state(),
-            "weighting": dict(trainer.weighting.state_dict()),
+            "rest": {f"{part}/{n}": t for part, found in small.items() for n, t in found.items()},
         }
         if trainer.ema is not None:
             average = trainer.ema.average
@@ -90,11 +93,11 @@ class Store:
         folder = checkpoints.folder_of(self.run, found.step)
         trainer.step = found.step
         snapshot.unpack_model(trainer.model, found.tensors["model"], f"{folder}/model.safetensors")
-        trainer.weighting.load_state_dict(dict(found.tensors["weighting"]))
+        trainer.weighting.load_state_dict(_part(found, "weighting"))
         snapshot.unpack_random(
-            self.distribution.device, found.tensors["random"], found.state["random"]
+            self.distribution.device, _part(found, "random"), found.state["random"]
         )
-        trainer.window.restore(found.tensors["window"])
+        trainer.window.restore(_part(found, "window"))
         trainer.loader.restore(found.state["loader"])
         trainer.guard.skipped = found.state["skipped"]
         trainer.stopper.restore(found.state["stopper"])
@@ -125,6 +128,15 @@ class Store:
         aliases = checkpoints.read_plain(best / "aliases.json")
         found = checkpoints.read_tensors(best / "model.safetensors", aliases)
         snapshot.unpack_model(model, found, f"{best}/model.safetensors")
+
+
+def _part(found: Checkpoint, part: str) -> dict[str, Tensor]:
+    """The small tensors of one part."""
+    return {
+        name.removeprefix(f"{part}/"): tensor
+        for name, tensor in found.tensors["rest"].items()
+        if name.startswith(f"{part}/")
+    }
 
 
 def _names(trainer: Trainer) -> dict[int, str]:

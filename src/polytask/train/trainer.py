@@ -359,12 +359,17 @@ class Trainer:
         return next(leg for leg in self.legs if leg.start < self.step <= leg.stop)
 
 
-def switch_on_checkpointing(model: nn.Module) -> None:
-    """Turn on gradient checkpointing the way the model offers it."""
-    switch = getattr(model, "gradient_checkpointing_enable", None)
-    if switch is None:
+def switch_on_checkpointing(model: Any) -> None:
+    """Turn on gradient checkpointing the way the model offers it: by method, or by a switch on
+    some of its modules."""
+    if hasattr(model, "gradient_checkpointing_enable"):
+        model.gradient_checkpointing_enable()
+        return
+    parts: list[Any] = [m for m in model.modules() if hasattr(m, "gradient_checkpointing")]
+    if not parts:
         raise ConfigError(
-            f"'gradient_checkpointing': {type(model).__name__} has no "
-            "'gradient_checkpointing_enable' method"
+            f"'gradient_checkpointing': {type(model).__name__} has neither a method "
+            "'gradient_checkpointing_enable' nor a module with a 'gradient_checkpointing' switch"
         )
-    switch()
+    for part in parts:
+        part.gradient_checkpointing = True
