@@ -17,14 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from polytask.configs import Config
 from polytask.errors import ConfigError, NonFiniteError
+from polytask.train.flat_config import Aggregation, Ascent, Norm
 from polytask.train.passes import (
     Closures,
     Passes,
@@ -34,19 +32,9 @@ from polytask.train.passes import (
     as_calls,
     task_name,
 )
-from polytask.train.sam import Norm, RandomState, ascent, frozen_statistics, perturbed
+from polytask.train.sam import RandomState, ascent, frozen_statistics, perturbed
 
 Combiner = Callable[[Tensor], Tensor]
-
-
-class SharpnessConfig(Config):
-    """How the trainer looks for flat regions; see `FlatMTL` for what the choices mean."""
-
-    rho: float = Field(default=0.05, ge=0, allow_inf_nan=False)
-    adaptive: bool = False
-    norm: Norm = "joint"
-    ascent: Literal["per_task", "summed"] = "per_task"
-    aggregation: Literal["split", "direct"] = "split"
 
 
 @dataclass(frozen=True)
@@ -98,8 +86,8 @@ class FlatMTL:
         rho: float = 0.05,
         adaptive: bool = False,
         norm: Norm = "joint",
-        ascent: Literal["per_task", "summed"] = "per_task",
-        aggregation: Literal["split", "direct"] = "split",
+        ascent: Ascent = "per_task",
+        aggregation: Aggregation = "split",
         flat_combiner: Combiner | None = None,
         names: Sequence[str] = (),
     ) -> None:

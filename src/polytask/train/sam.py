@@ -13,13 +13,14 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-Norm = Literal["joint", "split"]
+from polytask.train.flat_config import Norm
+
 TINY = 1e-12  # added to norms: a task with zero gradient gets a zero perturbation, not NaN
 
 

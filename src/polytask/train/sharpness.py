@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from polytask.train.flat import FlatReport
+from polytask.train.flat_config import Norm
 from polytask.train.passes import Closures, Passes, Variables, as_calls
-from polytask.train.sam import Norm, RandomState, ascent, frozen_statistics, perturbed
+from polytask.train.sam import RandomState, ascent, frozen_statistics, perturbed
 
 
 @dataclass(frozen=True)
