@@ -22,13 +22,14 @@ def rotations(position: Tensor, width: int, base: float) -> Tensor:
     complex numbers would lose its imaginary part in `module.to(torch.bfloat16)`.
     """
     frequency = base ** (torch.arange(0, width, 2, device=position.device) * (-1.0 / width))
-    angle = position[..., None].float() * frequency
+    angle = position[..., None] * frequency
     return torch.polar(torch.ones_like(angle), angle)
 
 
 def rotate(x_SLHE: Tensor, rotation_SLE: Tensor) -> Tensor:
-    """Rotate neighbouring feature pairs; computed in float32 whatever the dtype of `x`."""
-    pairs = torch.view_as_complex(x_SLHE.float().view(*x_SLHE.shape[:-1], -1, 2))
+    """Rotate neighbouring feature pairs; computed in float32 at least, returned as it came."""
+    wide = x_SLHE.to(torch.promote_types(x_SLHE.dtype, torch.float32))
+    pairs = torch.view_as_complex(wide.view(*x_SLHE.shape[:-1], -1, 2))
     turned = torch.view_as_real(pairs * rotation_SLE.unsqueeze(-2)).flatten(-2)
     return turned.to(x_SLHE.dtype)
 
