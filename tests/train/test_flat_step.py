@@ -158,14 +158,13 @@ def test_two_processes_give_the_one_process_result_even_when_one_lacks_a_task() 
     assert_same(found[0], whole)
 
 
-def train(folder: Path, model: nn.Module, log: Any = None, **changes: Any) -> TrainResult:
-    settings = config(**changes)
+def train(folder: Path, model: nn.Module, **changes: Any) -> TrainResult:
+    settings = config(sharpness={"rho": 0.1}, **changes)
+    return Trainer(model, loader_of(24), settings, folder).fit()
 
-    def gradients(trainer: Trainer) -> FlatGradients:
-        sharp = SharpnessConfig(rho=0.1)
-        return FlatGradients(trainer.model, 3, settings, trainer.distribution, sharp, log)
 
-    return Trainer(model, loader_of(24), settings, folder, gradients=gradients).fit()
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_resumed_run_ends_bit_identical(tmp_path: Path) -> None:
@@ -184,22 +183,18 @@ def test_a_resumed_run_ends_bit_identical(tmp_path: Path) -> None:
         assert torch.equal(value, again.state_dict()[name]), name
 
 
-def test_training_lowers_the_loss_and_tells_how_sharp_it_is(tmp_path: Path) -> None:
-    seen = []
-    model = TinyModel()
-    train(
-        tmp_path,
-        model,
-        lambda step, report: seen.append((step, report)),
-        steps=60,
-        log_every=20,
-        lr=0.02,
-    )
-    assert [step for step, _ in seen] == [20, 40, 60]
-    assert all(torch.isfinite(report.sharpness).all() for _, report in seen)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+def test_training_lowers_the_loss_and_logs_every_tasks_sharpness(tmp_path: Path) -> None:
+    train(tmp_path, TinyModel(), steps=60, log_every=20, lr=0.02, conflict_every=30)
+    lines = lines_of(tmp_path)
+    sharp = [line for line in lines if line.get("event") == "sharpness"]
+    assert [line["step"] for line in sharp] == [20, 40, 60]
+    assert all(set(line["rise"]) == set(TASKS) for line in sharp)
+    assert all(rise > 0 for line in sharp for rise in line["rise"].values())
     losses = [line["loss"] for line in lines if line["kind"] == "train"]
     assert losses[-1] < losses[0]
+    conflicts = [line for line in lines if line.get("event") == "conflict"]
+    assert len(conflicts) == 2
+    assert "trunk.0" in conflicts[0]["cosine"]
 
 
 def test_a_nan_is_told_by_the_trainer_and_weights_are_unharmed(tmp_path: Path) -> None:
@@ -214,14 +209,8 @@ def test_a_nan_is_told_by_the_trainer_and_weights_are_unharmed(tmp_path: Path) -
         return batch
 
     loader.function = broken
-    settings = config(checkpoint_every=0)
-    trainer = Trainer(
-        model,
-        loader,
-        settings,
-        tmp_path,
-        gradients=lambda t: FlatGradients(model, 3, settings, t.distribution, SharpnessConfig()),
-    )
+    settings = config(checkpoint_every=0, sharpness={})
+    trainer = Trainer(model, loader, settings, tmp_path)
     with pytest.raises(NonFiniteError, match=r"step 3.*not finite"):
         trainer.fit()
     assert all(torch.isfinite(p).all() for p in model.parameters())
@@ -229,6 +218,9 @@ def test_a_nan_is_told_by_the_trainer_and_weights_are_unharmed(tmp_path: Path) -
 
 def test_sharpness_without_an_aggregator_or_with_reused_weights_is_refused() -> None:
     model, distribution = TinyModel(), Distribution("cpu")
+    for changes in ({"aggregator": None}, {"aggregate_every": 2}):
+        with pytest.raises(ValueError, match="'sharpness' needs an 'aggregator'"):
+            config(sharpness={}, **changes)
     with pytest.raises(ConfigError, match="needs an 'aggregator'"):
         FlatGradients(model, 3, config(aggregator=None), distribution, SharpnessConfig())
     with pytest.raises(ConfigError, match="aggregate_every"):

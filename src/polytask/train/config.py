@@ -19,6 +19,7 @@ from pydantic import (
 
 from polytask.configs import Config
 from polytask.errors import ConfigError
+from polytask.train.flat_config import SharpnessConfig
 
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 
@@ -99,6 +100,7 @@ class TrainConfig(Config):
     aggregator: str | None = None  # None: the sum of the losses is differentiated once
     aggregator_options: dict[str, float] = Field(default_factory=dict)
     aggregate_every: PositiveInt = 1  # in between, the last weights are used: one backward pass
+    sharpness: SharpnessConfig | None = None  # seek flat regions; needs an aggregator
     shared: tuple[str, ...] = ()  # patterns of what is aggregated; empty: the model says
     chunk: PositiveInt | None = 1  # tasks differentiated at once; None: all (faster, more memory)
     conflict_every: NonNegativeInt = 0  # steps between logs of gradient cosines; 0: never
@@ -129,6 +131,8 @@ class TrainConfig(Config):
             raise ValueError(f"two stages share a name: {', '.join(names)}")
         if self.aggregator is not None and self.weighting == "uncertainty":
             raise ValueError("'weighting: uncertainty' needs one loss; it excludes an aggregator")
+        if self.sharpness is not None and (self.aggregator is None or self.aggregate_every > 1):
+            raise ValueError("'sharpness' needs an 'aggregator' that runs in every step")
         if self.aggregator is None and self.aggregate_every > 1:
             raise ValueError("'aggregate_every' needs an 'aggregator'")
         return self

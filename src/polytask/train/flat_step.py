@@ -12,7 +12,7 @@ not depend on how a step is cut up. Chosen by `train.sharpness` together with `t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,9 @@ from polytask.train.gradients import (
 )
 from polytask.train.jacobian import AggregatedGradients
 from polytask.train.passes import Loss, Passes, Variables
+
+if TYPE_CHECKING:
+    from polytask.train.trainer import Trainer
 
 Log = Callable[[int, FlatReport], None]
 
@@ -72,6 +75,25 @@ class FlatGradients(AggregatedGradients):
             sharpness.aggregation,
         )
         self.own = Variables.of(self.shared, self._heads_of_tasks(tasks))
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> FlatGradients:
+        """As the trainer's configuration says; sharpness goes to its journal."""
+        names, journal = trainer.tasks, trainer.journal
+        assert trainer.config.sharpness is not None
+
+        def log(step: int, report: FlatReport) -> None:
+            rise = dict(zip([names[t] for t in report.tasks], report.sharpness.tolist()))
+            journal.event(step, "sharpness", rise=rise)
+
+        return cls(
+            trainer.model,
+            len(names),
+            trainer.config,
+            trainer.distribution,
+            trainer.config.sharpness,
+            log,
+        )
 
     def _heads_of_tasks(self, tasks: int) -> list[list[nn.Parameter]]:
         """Each task's own parameters where the model names them, else all that are not shared."""

@@ -37,6 +37,7 @@ from polytask.train import checkpoints, snapshot
 from polytask.train.batches import StepBatches
 from polytask.train.config import TrainConfig
 from polytask.train.distribution import Distribution
+from polytask.train.flat_step import FlatGradients
 from polytask.train.gradients import (
     Gradients,
     Objective,
@@ -261,6 +262,8 @@ class Trainer:
             return self.make_gradients(self)
         if self.config.aggregator is None:
             return SumGradients(self.distribution, self.config.balance)
+        if self.config.sharpness is not None:
+            return FlatGradients.of(self)
         return AggregatedGradients(self.model, len(self.tasks), self.config, self.distribution)
 
     # Reading and telling ------------------------------------------------------------------------
@@ -268,9 +271,13 @@ class Trainer:
     def _log(self) -> None:
         self._handle_bad_steps()
         line, losses = self.window.read()
-        if line["loss"] is not None:
-            self.journal.log(self.step, "train", **line)
-            self.progress.train(self.step, line)
+        if line["loss"] is None and not self.guard.skipped:
+            raise ConfigError(
+                f"the steps up to {self.step} had no loss: no row has a label, or the objective "
+                "returned no term"
+            )
+        self.journal.log(self.step, "train", **line)
+        self.progress.train(self.step, line)
         self.loader.observe(self.step, losses)
 
     def _log_conflict(self, batches: StepBatches) -> None:
