@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from polytask import rng
 from polytask.errors import UserError
 from polytask.evaluate.intervals import Interval, percentile_limits, resampled, t_interval
 from polytask.evaluate.metric import Floats
@@ -70,8 +71,9 @@ def compare_single(
     if not pairs:
         raise UserError("there is no task to compare")
     drawn: dict[str, tuple[Floats, Floats]] = {}
-    for names in _together(pairs):
-        drawn |= _draws({name: pairs[name] for name in names}, resamples, seed)
+    for key, names in _together(pairs).items():
+        own = rng.derive(seed, key)  # other rows, other draws
+        drawn |= _draws({name: pairs[name] for name in names}, resamples, own)
     gains, relative_draws, left_out = [], [], []
     for name, (a, b) in pairs.items():
         sign = 1.0 if a.higher_is_better else -1.0
@@ -186,14 +188,14 @@ def _paired(name: str, multitask: Scores, single: Scores) -> tuple[TaskScore, Ta
     return a, b
 
 
-def _together(pairs: Mapping[str, tuple[TaskScore, TaskScore]]) -> list[list[str]]:
+def _together(pairs: Mapping[str, tuple[TaskScore, TaskScore]]) -> dict[str, list[str]]:
     """Tasks of one row group whose metrics are sums are resampled together."""
     groups: dict[str, list[str]] = {}
     for name, (a, b) in pairs.items():
         sums = a.primary in a.statistics and b.primary in b.statistics
         key = f"group {a.group}" if sums and a.group else f"task {name}"
         groups.setdefault(key, []).append(name)
-    return list(groups.values())
+    return groups
 
 
 def _draws(

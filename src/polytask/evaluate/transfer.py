@@ -56,7 +56,9 @@ class TransferMatrix:
         """Plain JSON values; NaN as None."""
 
         def plain(values: Floats) -> Any:
-            return np.where(np.isfinite(values), values.astype(object), None).tolist()
+            if values.ndim > 1:
+                return [plain(row) for row in values]
+            return [float(v) if np.isfinite(v) else None for v in values]
 
         return {
             "tasks": list(self.tasks),
