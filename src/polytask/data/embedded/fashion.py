@@ -90,8 +90,8 @@ SETS = (
                 }
             },
             classes=CLASSES,
-            note="Train and test as published; take 'valid' from train. Some pictures stand in "
-            "train and test both, as published.",
+            note="Train and test as published; a valid part is to be taken from train. No picture "
+            "stands in both.",
         ),
         _build,
     ),
