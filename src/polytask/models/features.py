@@ -30,8 +30,8 @@ class Features:
     decoded: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
-        """What losses depend on besides the heads' own parameters: pass these as `features` to
-        `torchjd.autojac.mtl_backward`."""
+        """What losses depend on besides the heads' own parameters, none computed from another:
+        pass these as `features` to `torchjd.autojac.mtl_backward`."""
         found = [self.hidden, self.pooled, self.lm_weight, self.lm_bias, self.decoded]
         return [t for t in found if t is not None and t.requires_grad]
 

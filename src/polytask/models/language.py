@@ -58,7 +58,9 @@ def decoder_first(model: MultitaskModel, batch: Batch) -> Tensor:
     return ids.gather(1, last)[:, 0]
 
 
-def decoder_states(model: MultitaskModel, features: Features, batch: Batch) -> Tensor:
+def decoder_states(
+    model: MultitaskModel, features: Features, hidden_SLD: Tensor, batch: Batch
+) -> Tensor:
     """(P, T, D) decoder states of every generation pair; the first predicts its first label."""
     pairs = model.all_pairs(batch, "generate")
     assert pairs.value is not None
@@ -68,12 +70,12 @@ def decoder_states(model: MultitaskModel, features: Features, batch: Batch) -> T
     steps = max(1, int((last - first).max(initial=0)) + 1)
     # The input that predicts the label at t is the token at t - 1.
     index = first[:, None] - 1 + np.arange(steps)
-    entry = on_device(features.entry(pairs.sequence[:, 0], "text"), features.hidden)
+    entry = on_device(features.entry(pairs.sequence[:, 0], "text"), hidden_SLD)
     ids = batch.fields["text.ids"].index_select(0, entry)
     ids = ids.gather(1, on_device(index.clip(0, ids.shape[1] - 1), ids))
     if isinstance(model.trunk, HubTrunk):
         start = torch.full_like(ids[:, :1], model.trunk.decoder_start)
         ids = torch.cat((start, ids[:, 1:]), 1)
-    memory = features.hidden.index_select(0, pairs.target.sequence[:, 0])
+    memory = hidden_SLD.index_select(0, pairs.target.sequence[:, 0])
     length = on_device(features.layout.length[pairs.sequence[:, 0]], ids)
     return model.decode(model.embed_decoder(ids), memory, length)

@@ -138,9 +138,12 @@ class MultitaskModel(nn.Module):
             valid = mask.valid(layout.width, x_SLD.device)
             context = RouteContext(batch.task, valid, batch.row)
         hidden = self.trunk(x_SLD, mask, route=self.route, context=context)
-        features = Features(hidden, self._pooled(hidden, layout, mask), layout, entries)
+        # Heads read an alias: then no feature is computed from another one, and gradients with
+        # respect to all of them add up to the whole (Features.tensors).
+        pooled = self._pooled(hidden, layout, mask)
+        features = Features(hidden.view_as(hidden), pooled, layout, entries)
         if "generate" in batch.targets:
-            decoded = decoder_states(self, features, batch) if self.has_decoder else None
+            decoded = decoder_states(self, features, hidden, batch) if self.has_decoder else None
             weight, bias = lm_weight(self)
             features = replace(features, lm_weight=weight, lm_bias=bias, decoded=decoded)
         return features
