@@ -58,7 +58,7 @@ def slots_to_end(
     width: int,
     names: tuple[str, ...],
 ) -> int:
-    """Length of the mixture in slots: until one group would repeat a row, or all are gone through."""
+    """Slots until one group would repeat a row, or until all have been gone through."""
     for name, length, weight in zip(names, lengths, weights):
         if length is None and weight > 0:
             raise ConfigError(

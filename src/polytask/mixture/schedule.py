@@ -344,26 +344,26 @@ def fill_block(
 def _order(begin: Ints, end: Ints, length: int) -> Ints:
     """Rows in the order they come: each in its window begin..end (slots from 1)."""
     slots = np.arange(1, length + 1)
-    order = np.lexsort(
-        (end, begin + end)
-    )  # by the middle of the window: enough if shares are alike
+    # by the middle of the window, then its end: enough where shares are alike
+    order = np.argsort((begin + end) * (2 * length) + end, kind="stable")
     if ((begin[order] <= slots) & (slots <= end[order])).all():
         return order
     by_begin = np.argsort(begin, kind="stable")
-    keys = (end * length + np.arange(length))[by_begin].tolist()
+    take = iter((end * length + np.arange(length))[by_begin].tolist()).__next__
     heap: list[int] = []
     out: list[int] = []
-    known = 0
-    for arrived in np.searchsorted(begin[by_begin], slots, side="right").tolist():
-        if arrived == known + 1:
-            out.append(heapq.heappushpop(heap, keys[known]))
+    push, pop, push_pop, add = heapq.heappush, heapq.heappop, heapq.heappushpop, out.append
+    for arrived in np.bincount(begin, minlength=length + 1)[1:].tolist():
+        if arrived == 1:
+            add(push_pop(heap, take()))
+        elif arrived:
+            for _ in range(arrived - 1):
+                push(heap, take())
+            add(push_pop(heap, take()))
+        elif heap:
+            add(pop(heap))
         else:
-            for key in keys[known:arrived]:
-                heapq.heappush(heap, key)
-            if not heap:
-                raise PolytaskError("a block of the mixture has an empty slot")
-            out.append(heapq.heappop(heap))
-        known = arrived
+            raise PolytaskError("a block of the mixture has an empty slot")
     order = np.array(out, dtype=np.int64) % length
     if (slots > end[order]).any():
         raise PolytaskError("a block of the mixture misses a window")

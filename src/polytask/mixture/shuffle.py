@@ -35,12 +35,11 @@ def permute(
     Arguments after `seed` are integers or arrays and broadcast; 0 <= position < size < 2^62.
     For fixed seed, group and epoch every row comes at exactly one position.
     """
-    groups, epochs, here, sizes = np.broadcast_arrays(
-        *(np.asarray(x).astype(np.uint64) for x in (group, epoch, position, size))
-    )
+    words = [np.asarray(x).astype(np.uint64) for x in (group, epoch, position, size)]
+    groups, epochs, here, sizes = np.broadcast_arrays(*words)
     if here.size and bool((here >= sizes).any()):
         raise ValueError("a position lies beyond the size")
-    base = np.full(here.shape, rng.derive(seed, "shuffle"), dtype=np.uint64)
+    base: Words = np.full(here.shape, rng.derive(seed, "shuffle"), dtype=np.uint64)
     key = _mix(_mix(base + groups * _STEP) + epochs * _STEP)
     out = _feistel(here, sizes, key)
     astray = np.flatnonzero(out.ravel() >= sizes.ravel())
