@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from polytask.data.open import open_rows as open_rows
     from polytask.data.open import open_splits as open_splits
     from polytask.data.problems import RowProblems as RowProblems
-    from polytask.data.propose import propose as propose
+    from polytask.data.proposing import propose as propose
     from polytask.data.rows import MemoryRows as MemoryRows
     from polytask.data.rows import Row as Row
     from polytask.data.rows import RowSource as RowSource
@@ -39,7 +39,7 @@ _HOMES = {
     "decode_image": "images",
     "open_rows": "open",
     "open_splits": "open",
-    "propose": "propose",
+    "propose": "proposing",
     "require_columns": "columns",
 }
 __all__ = sorted(_HOMES)

@@ -7,6 +7,7 @@ wrong byte) is found beside it, and only in blocks that have something wrong.
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from polytask.data.arrow import check_header, too_large
-from polytask.data.records import Block, Dialect, Ints, read_blocks
+from polytask.data.records import Block, Dialect, Ints, read_blocks, walk
 from polytask.data.textfile import TextFile, text_file
 from polytask.errors import DataError, suggestion
 
@@ -258,8 +259,9 @@ def _guess_separator(head: bytes, quote: str) -> str:
     best, best_score = ",", (False, 1)
     for separator in SEPARATORS:
         dialect = Dialect(separator, quote)
-        records = [found.group().strip(b"\r\n") for found in dialect.record.finditer(head)]
-        widths = [sum(1 for _ in _cells(record, dialect)) for record in records if record][:5]
+        records = (head[start:end].strip(b"\r\n") for start, end in walk(head, dialect))
+        first = itertools.islice((record for record in records if record), 5)
+        widths = [sum(1 for _ in _cells(record, dialect)) for record in first]
         if widths and widths[0] > 1:
             score = (min(widths) == max(widths), widths[0])
             if score > best_score:

@@ -27,6 +27,7 @@ class FileRows(MemoryRows):
 
     files: Sequence[Path] = ()
     problems: RowProblems | None = None
+    images: tuple[str, ...] = ("image",)
 
     def where(self, index: int) -> str:
         return str(self.files[index])

@@ -213,9 +213,11 @@ def data_files(folder: Path) -> list[Path]:
 
 
 def split_of(path: Path, folder: Path) -> str | None:
-    """The split that a file's name or folder names: 'train-00000-of-00002.parquet'."""
-    parts = path.relative_to(folder).parts
-    words = [parts[-1].split(".")[0].replace("-", "_").split("_")[0], *parts[:-1]]
+    """The split that a file's name or folder names: 'train-00000-of-00002.parquet',
+    'reviews_test.csv'."""
+    *folders, name = path.relative_to(folder).parts
+    stem = name.split(".")[0].replace("-", "_").split("_")
+    words = [stem[0], stem[-1], *folders]
     return next((SPLIT_NAMES[w.lower()] for w in words if w.lower() in SPLIT_NAMES), None)
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -120,7 +121,7 @@ def _profile_numbers(name: str, present: Sequence[Any], rows: int, distinct: int
 
 def _counts_up(present: Sequence[Any]) -> bool:
     return len(present) > 2 and all(
-        later - earlier == 1 for earlier, later in zip(present, present[1:])
+        later - earlier == 1 for earlier, later in pairwise(present)
     )
 
 

@@ -36,7 +36,7 @@ class Dialect:
         """Matches one record with its line end."""
         cell = self._cell
         separator = re.escape(self.separator.encode())
-        return re.compile(b"(?:" + cell + b")(?:" + separator + b"(?:" + cell + b"))*\n")
+        return re.compile(b"(?:" + cell + b")(?:" + separator + b"(?:" + cell + b"))*+\n")
 
     @cached_property
     def quoted(self) -> re.Pattern[bytes]:
@@ -52,7 +52,7 @@ class Dialect:
 
     @property
     def _cell(self) -> bytes:
-        plain = b"[^" + re.escape(self.separator.encode()) + b"\n]*"
+        plain = b"[^" + re.escape(self.separator.encode()) + b"\n]*+"
         if not self.quote:
             return plain
         return self._quoted + plain + b"|(?!" + re.escape(self.quote.encode()) + b")" + plain
@@ -107,7 +107,8 @@ def read_blocks(
     with file.open(offset) as reader:
         kept = b""
         while True:
-            chunk = reader.read(max(size, len(kept)))
+            # A block depends on where it begins only, so that an index of blocks stays true.
+            chunk = reader.read(size - len(kept) if len(kept) < size else len(kept))
             data, last = kept + chunk, not chunk
             if last:
                 data = data.rstrip(b"\r\n")
@@ -139,7 +140,8 @@ def _cut(data: bytes, ends: Ints, last: bool) -> int:
     if not len(ends):
         return 0
     cut = int(ends[-1]) + 1
-    if last or not data.endswith((b"\n\n", b"\n\r\n"), 0, cut):
+    start = int(ends[-2]) + 1 if len(ends) > 1 else 0
+    if last or data[start:cut].strip(b"\r\n"):
         return cut
     filled = len(data[:cut].rstrip(b"\r\n"))
     return int(ends[np.searchsorted(ends, filled)]) + 1 if filled else 0
@@ -152,7 +154,7 @@ def _record_ends(data: bytes, dialect: Dialect) -> Ints:
         return newlines
     quotes = np.flatnonzero(codes == ord(dialect.quote))
     if not _well_quoted(codes, quotes, dialect):
-        return _walk(data, dialect)
+        return np.array([end for _, end in walk(data, dialect)], dtype=np.int64)
     outside: Ints = newlines[np.searchsorted(quotes, newlines) % 2 == 0]
     return outside
 
@@ -169,11 +171,9 @@ def _well_quoted(codes: npt.NDArray[np.uint8], quotes: Ints, dialect: Dialect) -
     return bool(opens.all() and closes.all())
 
 
-def _walk(data: bytes, dialect: Dialect) -> Ints:
-    ends, position = [], 0
-    while (found := dialect.record.match(data, position)) is not None:
-        position = found.end()
-        ends.append(position - 1)
-        if position == len(data):
-            break
-    return np.array(ends, dtype=np.int64)
+def walk(data: bytes, dialect: Dialect) -> Iterator[tuple[int, int]]:
+    """(start, end) of each whole record, one after the other; data[end] is its line end."""
+    start = 0
+    while start < len(data) and (found := dialect.record.match(data, start)) is not None:
+        yield start, found.end() - 1
+        start = found.end()

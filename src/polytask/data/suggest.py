@@ -180,7 +180,7 @@ def _label_tasks(
     if len(flags) >= 3:
         names = [c.name for c in flags]
         reason = f"{len(names)} columns of 0 and 1: {', '.join(names[:6])}"
-        yield table.task(f"{table.name}_flags", "multilabel", (inputs, why), names, reason)
+        yield table.task(table.name, "multilabel", (inputs, why), names, reason)
         usable = [c for c in usable if c.kind != "flag"]
     pair = len(texts) == 2 and set(inputs) == {"text"}
     for label in sorted(usable, key=lambda c: c.name.lower() not in TARGET_NAMES):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from polytask.data.images import SUFFIXES
-from polytask.data.open import FORMATS, data_files, missing_file, open_rows, split_of
+from polytask.data.open import FORMATS, SPLIT_NAMES, data_files, missing_file, open_rows, split_of
 from polytask.data.profile import profile
 from polytask.data.rows import MemoryRows, RowSource
 from polytask.data.spec import DataSpec
@@ -44,7 +44,10 @@ def propose(folder: Path) -> str:
     left_out: list[str] = []
     for source in found:
         try:
-            proposals += _proposals(source, folder)
+            made = _proposals(source, folder)
+            if not made:
+                left_out.append(f"# Left out: {source.name}: no column looks like a label or text")
+            proposals += made
         except DataError as error:
             reason = str(error).replace("\n", " ")
             left_out.append(f"# Left out: {source.name}: {reason}")
@@ -82,7 +85,8 @@ def _sources(folder: Path) -> Iterator[_Found]:
             relative = file.relative_to(folder).as_posix()
             yield _Found(_stem(file), relative, relative, size)
         else:
-            rest = re.sub(r"^(train\w*|valid\w*|val|dev\w*|test\w*)[-_]?", "", _stem(file).lower())
+            words = re.split(r"[-_]", _stem(file))
+            rest = "_".join(word for word in words if word.lower() not in SPLIT_NAMES)
             by_split.setdefault((file.parent, rest), {}).setdefault(split, file)
     for (parent, rest), parts in by_split.items():
         names = {split: file.relative_to(folder).as_posix() for split, file in parts.items()}
