@@ -20,12 +20,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polytask.errors import ConfigError, UserError, suggestion
-from polytask.systems.base import Card, System
+from polytask.systems.base import Card, Reporting, System, Tunable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Card", "Status", "System", "card", "cards", "evidence_folders", "load", "status"]
+__all__ = [
+    "Card",
+    "Reporting",
+    "Status",
+    "System",
+    "Tunable",
+    "card",
+    "cards",
+    "evidence_folders",
+    "is_built",
+    "load",
+    "status",
+]
 
 PLANNED = "planned"
 

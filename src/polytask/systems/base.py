@@ -6,7 +6,7 @@ a proof runs with frozen settings and the evidence shows how they were chosen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -15,6 +15,9 @@ from polytask.configs import Config
 
 if TYPE_CHECKING:
     from polytask.study import Arm, Budget, Claim, Evidence, Executor, Size, Tuning
+
+
+Say = Callable[[str], None]  # where progress is told
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Card:
     needs: str  # what a user must bring
     limits: str  # where it is known or expected to fail
     proof: str  # how a proof here is measured
+    use: str = ""  # how to call it on one's own data; empty while it is planned
 
     @property
     def key(self) -> str:
@@ -45,7 +49,22 @@ class SystemConfig(Config):
     """What every `run` takes; a system adds its own settings in a subclass."""
 
     data: Path | None = None  # a training configuration; None: the embedded default
-    out: Path | None = None  # run folder; None: chosen by the pipeline
+    out: Path = Path("runs")  # folder that holds run folders
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `run` leaves: the run folder, figures for programs, lines for people, files."""
+
+    folder: Path
+    figures: Mapping[str, Any]
+    lines: Sequence[str]
+    files: Sequence[Path]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        files = [str(path) for path in self.files]
+        return {"folder": str(self.folder), "figures": dict(self.figures), "files": files}
 
 
 @runtime_checkable
@@ -57,7 +76,6 @@ class System(Protocol):
     """
 
     card: Card
-    usage: str  # how to call it on one's own data, as text with code
     config: type[SystemConfig]
 
     @property
@@ -67,7 +85,8 @@ class System(Protocol):
 
     def budget(self, size: Size) -> Budget: ...
 
-    def run(self, config: SystemConfig) -> Any: ...
+    def run(self, config: Any, say: Say = ...) -> Outcome:
+        """On the user's tasks; `config` is an instance of `self.config`."""
 
 
 @runtime_checkable
