@@ -64,7 +64,7 @@ def build_tasks(
         seen.add(name)
         config = given if isinstance(given, TaskConfig) else parse(TaskConfig, given, what)
         config = with_defaults(name, config)
-        key = json.dumps(config.data, sort_keys=True, default=lambda rows: f"object {id(rows)}")
+        key = data_key(config.data)
         if key not in opened:
             opened[key] = open_sources(config.data, base, what)
         sources = opened[key]
@@ -72,6 +72,13 @@ def build_tasks(
             sources = {WHOLE: sources["train"]}  # one part is no split
         drafts.append((key, plan(name, config, sources)))
     return assemble(drafts, seed)
+
+
+def data_key(data: Any) -> str:
+    """Equal for data that are the same rows: by what they say, objects by identity."""
+    if isinstance(data, Mapping):
+        return str(sorted((str(key), data_key(value)) for key, value in data.items()))
+    return repr(data) if isinstance(data, str | int | float | None) else f"object {id(data)}"
 
 
 def with_defaults(name: str, config: TaskConfig) -> TaskConfig:

@@ -58,9 +58,11 @@ def divide(
             if config.kind == "given" and name != "train":
                 continue
             count = sum(map(len, kept.values()))
+            distinct = len(np.unique(np.concatenate([s.hashes for s in scans.values()])))
             raise TaskError(
                 f"{draft.what}: the {name} split is empty ({count} usable rows in "
-                f"{draft.main.name}, split '{config.kind or 'random'}')"
+                f"{draft.main.name}, {distinct} distinct inputs, split "
+                f"'{config.kind or 'random'}')"
             )
     return {name: rows[name] for name in splits.SPLITS if name in rows}
 

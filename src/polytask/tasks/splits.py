@@ -56,7 +56,8 @@ def split_random(
     heads = np.r_[True, ranked[1:] != ranked[:-1]] if len(ranked) else np.zeros(0, bool)
     free = order[~heads]
     part = np.zeros(len(units), np.int8)
-    taken = _spread(len(free), round_at_least_one(len(units) * test, test, len(free)))
+    most = len(free) - (1 if valid > 0 and len(free) > 1 else 0)
+    taken = _spread(len(free), round_at_least_one(len(units) * test, test, most))
     part[free[taken]] = TEST
     rest = free[~taken]
     taken = _spread(len(rest), round_at_least_one(len(units) * valid, valid, len(rest)))

@@ -72,7 +72,7 @@ class MultiLabel(Schema):
 
     kind: ClassVar[str] = "multilabel"
     head: ClassVar[str] = "multilabel"
-    metrics: ClassVar[tuple[str, ...]] = ("macro_f1", "auroc")
+    metrics: ClassVar[tuple[str, ...]] = ("macro_f1", "micro_f1", "mean_average_precision")
     primary: ClassVar[str] = "macro_f1"
 
     classes: tuple[str, ...]
@@ -119,7 +119,8 @@ class MultiLabel(Schema):
 class Choice(Schema):
     """The right one of several candidates, which differ from row to row.
 
-    The label is the candidate's position (from 0), its letter ('A' the first), or its text.
+    The label is the candidate's position (a number, from 0), its letter ('A' the first), or its
+    text; a string that is some candidate's text means that candidate.
     """
 
     kind: ClassVar[str] = "choice"
@@ -153,6 +154,11 @@ class Choice(Schema):
                 raise ValueError(
                     f"answer {brief(value)} is not among the candidates.{suggestion(answer, names)}"
                 )
+        elif str(answer) in names and names.index(str(answer)) != answer:
+            raise ValueError(
+                f"answer {answer} is both a position and the text of another candidate; "
+                "write the position as a letter (A, B, ...)"
+            )
         if not 0 <= answer < len(names):
             raise ValueError(f"answer {brief(value)} points past the {len(names)} candidates")
         return answer

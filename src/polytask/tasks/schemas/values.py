@@ -174,9 +174,9 @@ class Dense(Schema):
         array = _plane(value)
         rows = (np.arange(self.height) * array.shape[0]) // self.height
         columns = (np.arange(self.width) * array.shape[1]) // self.width
-        array = array[rows[:, None], columns[None, :]]
+        array = np.asarray(array[rows[:, None], columns[None, :]])
         if self.classes is None:
-            return array.astype(np.float32)
+            return np.asarray(array, np.float32)
         known = ~np.isnan(array) & (array != -100)
         if not known.any():
             raise ValueError("the map is missing (no pixel has a class)")
@@ -187,7 +187,7 @@ class Dense(Schema):
                 f"pixel value {values[bad][0]:g} is no class number (0 to {len(self.classes) - 1})"
             )
         array[~known] = -100
-        return array.astype(np.int64)
+        return np.asarray(array, np.int64)
 
 
 def _plane(value: Any) -> npt.NDArray[np.float64]:
