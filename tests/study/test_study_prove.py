@@ -28,7 +28,7 @@ from polytask.study import (
     Study,
     evidence_of,
     prove,
-    read_evidence,
+    load_evidence,
 )
 
 ROWS = Budget(rows=100)
@@ -64,7 +64,7 @@ def test_evidence_survives_the_round_trip_exactly(tmp_path: Path) -> None:
     evidence = prove(study(notes={"regime": "confirmed on fresh seeds"}), cache=tmp_path)
     path = evidence.write(tmp_path / "evidence")
     assert path.name == "99-demo.json"
-    assert read_evidence(path) == evidence
+    assert load_evidence(path) == evidence
     assert evidence_of(json.loads(json.dumps(evidence.to_dict())), "here") == evidence
 
 
@@ -79,9 +79,9 @@ def test_evidence_in_another_shape_is_refused(tmp_path: Path) -> None:
             evidence_of({**data, **change}, "edited.json")
     (tmp_path / "torn.json").write_text("{")
     with pytest.raises(DataError, match=r"torn\.json is not JSON"):
-        read_evidence(tmp_path / "torn.json")
+        load_evidence(tmp_path / "torn.json")
     with pytest.raises(DataError, match="there is no evidence"):
-        read_evidence(tmp_path / "absent.json")
+        load_evidence(tmp_path / "absent.json")
 
 
 def test_a_smoke_run_judges_nothing_and_writes_no_evidence(tmp_path: Path) -> None:

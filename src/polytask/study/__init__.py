@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         Trial,
         Verdict,
         evidence_of,
-        read_evidence,
+        load_evidence,
     )
     from polytask.study.execute import ArmError
     from polytask.study.records import Arm, Budget, Claim, Provable, Result, Size, Study, study_of
@@ -45,7 +45,7 @@ _HOME = {
     "environment": "versions",
     "evidence_of": "evidence",
     "prove": "runner",
-    "read_evidence": "evidence",
+    "load_evidence": "evidence",
     "study_of": "records",
     "tune": "tuning",
 }
@@ -67,7 +67,7 @@ __all__ = [  # noqa: RUF022 - in reading order
     "Trial",
     "Judgement",
     "Verdict",
-    "read_evidence",
+    "load_evidence",
     "evidence_of",
     "BudgetCheck",
     "BudgetError",

@@ -1,7 +1,7 @@
 """The record of a proof: every arm, every seed, every figure, intervals, verdicts, budgets.
 
 `Evidence` is what `prove` returns and what stands in evidence/NN-name.json. The file is plain JSON
-with the fields below; `read_evidence` checks it against this definition, so a record that was
+with the fields below; `load_evidence` checks it against this definition, so a record that was
 edited into another shape is refused.
 """
 
@@ -108,7 +108,7 @@ class Evidence:
 _EVIDENCE: TypeAdapter[Evidence] = TypeAdapter(Evidence)
 
 
-def read_evidence(path: Path) -> Evidence:
+def load_evidence(path: Path) -> Evidence:
     """The record at `path`; `DataError` names the file and what is wrong with it."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
