@@ -52,11 +52,9 @@ class HubTrunk(nn.Module):
         super().__init__()
         self.model = model
         self.family = family
-        config: Any = model.config
         self.dim = int(self.embedding.weight.shape[1])
         self.vocab_size = int(self.embedding.weight.shape[0])
-        start = getattr(config, "decoder_start_token_id", None)
-        self.decoder_start = int(config.pad_token_id or 0) if start is None else int(start)
+        self.decoder_start = _decoder_start(model)
 
     @property
     def embedding(self) -> nn.Embedding:
@@ -66,15 +64,21 @@ class HubTrunk(nn.Module):
 
     @property
     def gradient_checkpointing(self) -> bool:
-        return bool(self.model.is_gradient_checkpointing)
+        """Whether layers are recomputed in the backward pass."""
+        return any(getattr(m, "gradient_checkpointing", False) for m in self.model.modules())
 
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, on: bool) -> None:
-        model: Any = self.model
+        if on == self.gradient_checkpointing:
+            return
+        verb = "enable" if on else "disable"
+        # Transformers 5 renamed the switch.
+        new, old = f"activation_checkpointing_{verb}", f"gradient_checkpointing_{verb}"
+        switch: Any = getattr(self.model, new if hasattr(self.model, new) else old)
         if on:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        elif model.is_gradient_checkpointing:
-            model.gradient_checkpointing_disable()
+            switch({"use_reentrant": False})
+        else:
+            switch()
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings, scaled where the model does so itself."""
@@ -203,6 +207,15 @@ class HubTrunk(nn.Module):
         return hidden
 
 
+def _decoder_start(model: Any) -> int:
+    """The token that a decoder is begun with: where Transformers 4 and 5 keep it, else padding."""
+    for holder in (getattr(model, "generation_config", None), model.config):
+        start = getattr(holder, "decoder_start_token_id", None)
+        if start is not None:
+            return int(start)
+    return int(getattr(model.config, "pad_token_id", None) or 0)
+
+
 def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where visible, the most negative number elsewhere."""
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(
@@ -258,6 +271,7 @@ def family_of(config: Any) -> Family:
 
 def load_trunk(source: str) -> HubTrunk:
     """The pretrained model at `source`, in float32. `ConfigError` when it cannot be used."""
+    from safetensors import SafetensorError
     from transformers import AutoConfig
 
     where = locate(source)
@@ -267,7 +281,7 @@ def load_trunk(source: str) -> HubTrunk:
         model = _auto(family).from_pretrained(
             where, config=config, use_safetensors=True, dtype=torch.float32, **_extra(family)
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"hub: cannot load '{source}': {reason}") from error
     return HubTrunk(model, family)
