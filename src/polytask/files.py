@@ -46,6 +46,7 @@ def named_os_errors(path: Path) -> Iterator[None]:
         reasons = {
             errno.ENOSPC: "no space left on the device",
             errno.EDQUOT: "the disk quota is used up",
+            errno.EFBIG: "the limit on file sizes is reached",
             errno.EACCES: "permission denied",
             errno.EROFS: "the file system is read-only",
         }

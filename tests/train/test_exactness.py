@@ -135,7 +135,7 @@ def test_an_objective_without_terms_is_refused(tmp_path: Path) -> None:
     trainer = Trainer(
         TinyModel(), loader_of(4), config, tmp_path, objective=lambda m, b: Terms({}, {}, {})
     )
-    with pytest.raises(ConfigError, match="no loss term"):
+    with pytest.raises(ConfigError, match="the steps up to 1 had no loss"):
         trainer.fit()
 
 

@@ -8,6 +8,7 @@ whole batch), state that can be saved, and reuse of the last weights to bound th
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -136,7 +137,9 @@ class GradientCombiner:
         if isinstance(member, GramianWeightedAggregator):
             weights = member.gramian_weighting(gramian)
         elif isinstance(member, WeightedAggregator):
-            weights = member.weighting(torch.cat(flat, 1))
+            with warnings.catch_warnings():  # cvxpy's remark on speed, for Nash-MTL every step
+                warnings.filterwarnings("ignore", message=".*parameterized problem.*not DPP")
+                weights = member.weighting(torch.cat(flat, 1))
         else:
             vector = member(torch.cat(flat, 1))
             parts = vector.split([j.shape[1] for j in flat])
@@ -189,8 +192,7 @@ def _set_memory(memory: Any, name: str, plain: Any) -> None:
         if plain:  # it sets up its problem at step 0 only
             memory._init_optim_problem()
     else:
-        old = getattr(memory, name)
-        setattr(memory, name, torch.tensor(plain, dtype=torch.float64).numpy().astype(old.dtype))
+        setattr(memory, name, torch.tensor(plain, dtype=torch.float64).numpy())
 
 
 def combiner(name: str, **options: float) -> GradientCombiner:

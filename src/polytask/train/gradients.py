@@ -57,10 +57,14 @@ class StepModule(nn.Module):
             share = pairs.clamp(min=1).reciprocal()
             weights = share if weights is None else weights * share
             penalty = None if penalty is None else penalty * share
-        loss = sum_loss(terms, weights)
-        if penalty is not None:
+        loss = sum_loss(terms, weights) if terms.value else self._nothing()
+        if penalty is not None and terms.value:
             loss = loss + (penalty * count_pairs(terms, self.tasks)).sum()
         return loss, terms.value, terms.task, terms.row
+
+    def _nothing(self) -> Tensor:
+        """The loss of a batch without any label: 0, for DDP still a result of the forward."""
+        return next(p for p in self.model.parameters() if p.requires_grad).sum() * 0.0
 
     def terms(self, batch: Any) -> Terms:
         """The objective's terms, under autocast when training in bf16."""
@@ -74,8 +78,6 @@ class StepModule(nn.Module):
 
 def sum_loss(terms: Terms, weights: Tensor | None) -> Tensor:
     """Sum over pairs of (weight of the pair's task) x (the pair's terms)."""
-    if not terms.value:
-        raise ConfigError("the objective returned no loss term; every step needs at least one")
     parts = [
         value.sum() if weights is None else (value * weights[terms.task[name]]).sum()
         for name, value in terms.value.items()
@@ -91,7 +93,7 @@ def count_pairs(terms: Terms, tasks: int) -> Tensor:
     ]
     if len(counts) > 1:
         return torch.stack(counts).amax(0)
-    return counts[0]
+    return counts[0] if counts else torch.zeros(tasks)
 
 
 def pairs_by_target(batch: Any, tasks: int) -> Tensor:
@@ -134,7 +136,8 @@ class StepSums:
             counts.append(sums[1])
             self.losses += sums[0]
             self.terms[name] = self.terms[name] + sums if name in self.terms else sums
-        self.pairs += torch.stack(counts).amax(0) if len(counts) > 1 else counts[0]
+        if counts:
+            self.pairs += torch.stack(counts).amax(0) if len(counts) > 1 else counts[0]
 
     def reduce(self, distribution: Distribution) -> None:
         """Sum pairs and losses over processes: one message of (2 tasks) numbers."""
@@ -252,5 +255,4 @@ def task_sums(terms: Terms, tasks: int) -> Tensor:
     for name, value in terms.value.items():
         part = value.new_zeros(tasks).index_add(0, terms.task[name], value)
         total = part if total is None else total + part
-    assert total is not None
-    return total
+    return torch.zeros(tasks) if total is None else total

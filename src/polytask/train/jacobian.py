@@ -70,11 +70,9 @@ class AggregatedGradients:
             )
         names = set(shared_parameters(model, config.shared))
         trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        self.names = [n for n, _ in trained if n in names]
         self.shared = [p for n, p in trained if n in names]
         self.heads = [p for n, p in trained if n not in names]
         self.last = torch.full((tasks,), torch.nan, device=distribution.device)  # weights
-        self.conflict: dict[str, Any] | None = None  # what the last look at conflicts saw
 
     def __call__(self, step: int, module: nn.Module, batches: MicroBatches, tasks: int) -> StepSums:
         inner = step_module(module)
@@ -95,13 +93,13 @@ class AggregatedGradients:
             sums.add(terms)
         self.distribution.sum_([*rows, *self._head_gradients(), *self._shared_gradients(full)])
         sums.reduce(self.distribution)
-        if full and self.shared:
+        if full and rows:
             self._combine(step, rows, present)
         return sums
 
     def _losses(self, inner: StepModule, terms: Terms, pairs: Tensor) -> Tensor:
         """This micro-batch's part of each task's mean loss (tasks,)."""
-        losses = task_sums(terms, len(pairs)) / pairs.clamp(min=1)
+        losses = task_sums(terms, len(pairs)).to(pairs.device) / pairs.clamp(min=1)
         weights = inner.weighting.weights()
         return losses if weights is None else losses * weights
 
@@ -119,7 +117,7 @@ class AggregatedGradients:
         """Add the gradients of the tasks that this micro-batch has to the step's rows."""
         local = [t for t in torch.nonzero(here > 0).flatten().tolist() if t in present]
         _accumulate(losses.sum(), self.heads, keep=bool(self.shared))
-        if not self.shared:
+        if not self.shared or not present:
             return rows
         found = per_task_gradients([losses[t] for t in local], self.shared, self.config.chunk)
         if not rows and local == present:
@@ -133,8 +131,6 @@ class AggregatedGradients:
     def _combine(self, step: int, rows: list[Tensor], present: list[int]) -> None:
         seed = rng.derive(self.config.seed, "aggregate", step)  # the same on every process
         torch.default_generator.manual_seed(seed)
-        if self.config.conflict_every and step % self.config.conflict_every == 0:
-            self.conflict = layer_cosines(self.names, rows, present)
         gradients, weights = self.combiner.combine(rows, present)
         used = torch.stack([r.abs().amax() for r in rows]).ne(0).tolist()  # NaN counts as used
         for parameter, gradient, reached in zip(self.shared, gradients, used):
@@ -190,7 +186,8 @@ def _accumulate(loss: Tensor, parameters: list[nn.Parameter], keep: bool) -> Non
 def look_at_conflict(
     model: nn.Module, inner: StepModule, batches: MicroBatches, config: TrainConfig
 ) -> dict[str, Any] | None:
-    """Gradient cosines on a step's first micro-batch, where gradients are not kept apart anyway."""
+    """Gradient cosines of the tasks in this process's first micro-batch; None when nothing that is
+    shared trains."""
     names = shared_parameters(model, config.shared)
     if not names:
         return None

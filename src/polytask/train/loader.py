@@ -300,7 +300,7 @@ class ExampleCache:
         return self._held.get(key)
 
     def put(self, key: tuple[int, int, int], example: Any) -> None:
-        size = 512 + sum(v.nbytes for s in example.sequences for v in s.values())
+        size = 512 + sum(getattr(v, "nbytes", 8) for s in example.sequences for v in s.values())
         if self.used + size <= self.limit:
             self._held[key] = example
             self.used += size

@@ -208,6 +208,8 @@ class Trainer:
         """One step: gradients, and the update if all is finite."""
         step, config = self.step, self.config
         batches = self._batches(step)
+        if config.conflict_every and step % config.conflict_every == 0:
+            self._look_at_conflict(step, batches)
         snapshot.seed_step(self._seed(step), self.distribution.device)
         rate = set_scale(self.optimizer, scale_at(step, leg, config))
         sums = self.gradients(step, self.module, batches, len(self.tasks))
@@ -221,8 +223,6 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.weighting.observe(sums.losses, sums.pairs)
         self.window.add(sums, norm, rate, batches.rows, batches.tokens)
-        if config.conflict_every and step % config.conflict_every == 0:
-            self._log_conflict(batches)
 
     def _batches(self, step: int) -> StepBatches:
         first, count = step * self.config.accumulate, self.config.accumulate
@@ -280,15 +280,13 @@ class Trainer:
         self.progress.train(self.step, line)
         self.loader.observe(self.step, losses)
 
-    def _log_conflict(self, batches: StepBatches) -> None:
-        gradients = self.gradients
-        if isinstance(gradients, AggregatedGradients):
-            found = gradients.conflict
-        else:
-            found = look_at_conflict(self.model, self.inner, batches, self.config)
+    def _look_at_conflict(self, step: int, batches: StepBatches) -> None:
+        """Log how the tasks' gradients lie to each other, on the step's first micro-batch."""
+        snapshot.seed_step(self._seed(step), self.distribution.device)
+        found = look_at_conflict(self.model, self.inner, batches, self.config)
         if found is not None:
             tasks = [self.tasks[t] for t in found["tasks"]]
-            self.journal.event(self.step + 1, "conflict", tasks=tasks, cosine=found["cosine"])
+            self.journal.event(step + 1, "conflict", tasks=tasks, cosine=found["cosine"])
 
     def _evaluate(self) -> None:
         """Score the (averaged) weights on validation data; every process gets the scores."""
