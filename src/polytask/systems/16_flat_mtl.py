@@ -21,7 +21,8 @@ from typing import Any, Literal
 from polytask.study import Arm, Budget, Claim, Evidence, Executor, Result, Size, Tuning, tune
 from polytask.study.judge import judge_all
 from polytask.systems import card as card_of
-from polytask.systems.base import read_tuning
+from polytask.systems.base import Outcome, Say, read_tuning
+from polytask.systems.flat_run import FlatRunConfig, flat_run
 from polytask.systems.testbeds import pairs as bed
 from polytask.train.flat import FlatMTL
 
@@ -102,6 +103,7 @@ class FlatMTLSystem:
     """The card's claim, its arms, and the method on one's own tasks."""
 
     card = card_of("16")
+    config = FlatRunConfig
     tuning_file = Path(__file__).with_name("16_flat_mtl.tuning.json")
     notes: Mapping[str, Any] = {
         "labels": "30 % of the right-hand training labels are replaced at random",
@@ -165,6 +167,10 @@ class FlatMTLSystem:
             extra.append(Claim(f"{split}-2000", f"{rule}-plain-2000", "accuracy"))
         judged = judge_all(extra, evidence.arms, "none", evidence.size == "full")
         return [judgement.sentence for judgement in judged]
+
+    def run(self, config: FlatRunConfig, say: Say = print) -> Outcome:
+        """On the user's tasks: a flat and a plain run, their scores and how sharp they ended."""
+        return flat_run(config, say)
 
 
 def _grid(name: str) -> dict[str, tuple[float, ...]]:
