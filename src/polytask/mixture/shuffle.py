@@ -36,7 +36,8 @@ def permute(
     For fixed seed, group and epoch every row comes at exactly one position.
     """
     words = [np.asarray(x).astype(np.uint64) for x in (group, epoch, position, size)]
-    groups, epochs, here, sizes = np.broadcast_arrays(*words)
+    arrays: list[Words] = list(np.broadcast_arrays(*words))
+    groups, epochs, here, sizes = arrays
     if here.size and bool((here >= sizes).any()):
         raise ValueError("a position lies beyond the size")
     base: Words = np.full(here.shape, rng.derive(seed, "shuffle"), dtype=np.uint64)
