@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from polytask.errors import ConfigError, NonFiniteError
+from polytask.train.aggregation import GradientCombiner
 from polytask.train.flat import FlatMTL
 from polytask.train.sharpness import GradConflictMeter, SharpnessMeter
 
@@ -348,9 +349,13 @@ def test_half_precision_weights_are_refused() -> None:
         FlatMTL(mean).step(lambda: [weight.sum()], [weight], [[]])
 
 
-def test_a_combiner_by_name_is_two_objects_so_that_state_does_not_mix() -> None:
-    flat = FlatMTL("mean")
-    assert flat.combine is not flat.combine_flat
+def test_a_rule_is_two_objects_so_that_their_memories_do_not_mix() -> None:
+    for flat in (FlatMTL("gradvac"), FlatMTL(GradientCombiner("gradvac", {"beta": 0.3}))):
+        problem = Quadratics(2)
+        problem.step(flat)
+        assert flat.combine is not flat.combine_flat
+        assert flat.combine.options == flat.combine_flat.options
+        assert flat.combine.state() != flat.combine_flat.state()
 
 
 @pytest.mark.parametrize(

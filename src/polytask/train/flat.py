@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from polytask.errors import ConfigError, NonFiniteError
+from polytask.train.aggregation import GradientCombiner
 from polytask.train.flat_config import Aggregation, Ascent, Norm
 from polytask.train.passes import (
     Closures,
@@ -64,9 +65,9 @@ class FlatMTL:
     """Per-task sharpness-aware minimisation around a gradient combiner.
 
     Args:
-        combiner: name known to `polytask.train.aggregation`, or any (T, P) -> (P,) function. It is
-            called twice a step; one that keeps state needs a copy for the second call, given as
-            `flat_combiner`.
+        combiner: name known to `polytask.train.aggregation`, or any (T, P) -> (P,) function.
+        flat_combiner: what combines h_1..h_T; by default a second combiner of the same name, with
+            a memory of its own, or the same function, which should then keep no state.
         rho: radius; 0 gives the plain combiner.
         adaptive: scale the radius by each weight's size (ASAM).
         norm: 'joint' takes the norm over shared and head gradients together, 'split' apart (which
@@ -100,10 +101,12 @@ class FlatMTL:
         ):
             if value not in known:
                 raise ConfigError(f"{label} = '{value}' should be one of {', '.join(known)}")
-        self.combine = _resolve(combiner)
-        if flat_combiner is None and isinstance(combiner, str):
-            flat_combiner = _resolve(combiner)  # a second one: state of the two never mixes
-        self.combine_flat = flat_combiner or self.combine
+        if isinstance(combiner, str):
+            combiner = GradientCombiner(combiner)
+        if flat_combiner is None and isinstance(combiner, GradientCombiner):
+            flat_combiner = GradientCombiner(combiner.name, combiner.options)  # a memory of its own
+        self.combine: Combiner = combiner
+        self.combine_flat: Combiner = flat_combiner or combiner
         self.rho = float(rho)
         self.adaptive = adaptive
         self.norm: Norm = norm
@@ -235,12 +238,3 @@ def _apply(combine: Combiner, matrix: Tensor) -> Tensor:
     if getattr(combine, "name", None) in HOMOGENEOUS:
         return combine(matrix / scale) * scale
     return combine(matrix)
-
-
-def _resolve(combiner: str | Combiner) -> Combiner:
-    if not isinstance(combiner, str):
-        return combiner
-    from polytask.train.aggregation import combiner as by_name
-
-    found: Combiner = by_name(combiner)
-    return found
