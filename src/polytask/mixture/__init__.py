@@ -50,7 +50,7 @@ _HOMES = {
     "rank_rows": "sampler",
     "unpack": "packing",
 }
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -91,7 +91,7 @@ class ScoreHistory:
 
     groups: int
     smoothing: float = 0.9
-    steps: int = 0
+    step: int = -1  # the latest observed
     first: Floats = field(init=False)  # (groups,) mean over the first values seen, see `observe`
     smoothed: Floats = field(init=False)  # (groups,)
     seen: Floats = field(init=False)  # (groups,) total weight of the values in `smoothed`, < 1
@@ -102,18 +102,18 @@ class ScoreHistory:
         self.seen = np.zeros(self.groups)
 
     def observe(self, step: int, losses: Sequence[float] | Floats) -> None:
-        """Take in the losses of one step, (groups,); NaN for groups that were not in it.
+        """Take in the mean losses up to update `step`, (groups,); NaN for groups not seen.
 
-        Steps come in order and once, so that a resumed run has the history of an unbroken one.
+        Steps increase, so that a resumed run has the history of an unbroken one.
         """
         values = np.asarray(losses, dtype=np.float64)
         if values.shape != (self.groups,):
             raise ValueError(f"losses have shape {values.shape}, expected ({self.groups},)")
-        if step != self.steps:
-            raise PolytaskError(f"losses of step {step} came when step {self.steps} was due")
+        if step <= self.step:
+            raise PolytaskError(f"losses of step {step} came after those of step {self.step}")
         if np.isinf(values).any():
             raise ValueError(f"the losses of step {step} are not finite")
-        self.steps += 1
+        self.step = step
         there = ~np.isnan(values)
         fresh = there & np.isnan(self.first)
         self.first[fresh] = values[fresh]
@@ -129,7 +129,7 @@ class ScoreHistory:
             return [None if np.isnan(v) else float(v) for v in values]
 
         return {
-            "steps": self.steps,
+            "step": self.step,
             "first": plain(self.first),
             "smoothed": plain(self.smoothed),
             "seen": plain(self.seen),
@@ -137,7 +137,7 @@ class ScoreHistory:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what `state` returned."""
-        self.steps = int(state["steps"])
+        self.step = int(state["step"])
         for name in ("first", "smoothed", "seen"):
             values = [np.nan if v is None else float(v) for v in state[name]]
             if len(values) != self.groups:

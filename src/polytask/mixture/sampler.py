@@ -15,9 +15,10 @@ the policy's own sum at the end of every round. Policies that deal out steps are
 from __future__ import annotations
 
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ from polytask.mixture.quota import Floats, Ints
 from polytask.mixture.rules import check_groups, slots_to_end, stop_slots
 from polytask.mixture.shuffle import permute
 
+_NONE = np.zeros(0, dtype=np.int64)
 _CHUNK = 4096  # rows whose indices are worked out at a time
 _KEPT = 4  # chunks and blocks held, and rounds of an adaptive policy that can still be drawn
 
@@ -109,7 +111,6 @@ class MixtureSampler:
         self._owed = np.zeros(len(sizes))
         self._blocks: OrderedDict[int, Block] = OrderedDict()
         self._chunks: OrderedDict[int, tuple[int, Draw]] = OrderedDict()
-        self._row = 0
         self._print = self._fingerprint(stop, round_rows, smoothing)
         self._plan, self._end = self._make_plan(stop, lengths)
 
@@ -121,9 +122,7 @@ class MixtureSampler:
                     "per group instead"
                 )
             slots = self._steps * self.batch_size // self._width
-            plan = RoundsPlan(len(self.sizes), slots)
-            self._deal(plan)
-            return plan, None
+            return RoundsPlan(len(self.sizes), slots), None
         weights = self._weights()
         fixed = make_plan(weights, self._limits)
         end = fixed.total
@@ -151,47 +150,33 @@ class MixtureSampler:
         return self._plan.due(slot) * self._width
 
     def draw(self, start_row: int, n: int) -> Draw:
-        """Rows `start_row` to `start_row + n`; fewer where the mixture ends before."""
+        """Rows `start_row` to `start_row + n`; fewer where the mixture ends before.
+
+        With an adaptive policy the first draw that reaches a round decides it, by the losses known
+        then: draw in order and not ahead of the losses. Its last four rounds can be drawn again.
+        """
         if start_row < 0 or n < 0:
             raise ValueError(f"cannot draw {n} rows from row {start_row}")
-        end = start_row + n
-        if self.total_rows is not None:
-            end = min(end, self.total_rows)
-        parts = []
-        row = start_row
-        while row < end:
+        parts: list[tuple[Ints, Ints, Ints]] = [(_NONE, _NONE, _NONE)]
+        row, end = start_row, start_row + n
+        while row < (end := int(min(end, self._end_seen_from(row)))):
             first, chunk = self._chunk(row)
             here = slice(row - first, end - first)
             parts.append((chunk.group[here], chunk.index[here], chunk.epoch[here]))
             row = first + len(chunk)
-        self._row = max(self._row, end)
-        if len(parts) == 1:
-            return Draw(*parts[0])
-        nothing = np.zeros(0, dtype=np.int64)
-        return (
-            Draw(*(np.concatenate(column) for column in zip(*parts)))
-            if parts
-            else Draw(nothing, nothing, nothing)
-        )
-
-    def ready_rows(self) -> int | None:
-        """How many rows can be drawn before an adaptive policy has to see more losses."""
-        return self._plan.rounds * self._round if isinstance(self._plan, RoundsPlan) else None
+        return Draw(*(np.concatenate(column) for column in zip(*parts)))
 
     def observe(self, step: int, losses: Sequence[float] | Floats) -> None:
-        """Tell an adaptive policy the losses of a step, (groups,), NaN for groups not in it.
+        """Tell an adaptive policy the mean losses up to update `step`, (groups,); NaN: not seen.
 
-        Every rank passes the same (reduced) values, steps in order. Fixed policies keep them too.
+        Every rank passes the same (reduced) values. Fixed policies only keep them in the history.
         """
         self.history.observe(step, losses)
-        plan = self._plan
-        if isinstance(plan, RoundsPlan) and (step + 1) == plan.rounds * self._steps:
-            self._deal(plan)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs, as plain JSON: a few integers, and for adaptive policies the
         smoothed losses and the last rounds."""
-        state: dict[str, Any] = {"row": self._row, "seed": self.seed, "fingerprint": self._print}
+        state: dict[str, Any] = {"seed": self.seed, "fingerprint": self._print}
         if isinstance(self._plan, RoundsPlan):
             state["history"] = self.history.state()
             state["owed"] = self._owed.tolist()
@@ -208,7 +193,6 @@ class MixtureSampler:
                 "rule, seed or shuffling differ); rows would be repeated or skipped. Restore that "
                 "configuration, or start a new run from the checkpoint's weights."
             )
-        self._row = int(state["row"])
         if isinstance(self._plan, RoundsPlan):
             self.history.restore(state["history"])
             self._owed = np.array(state["owed"], dtype=np.float64)
@@ -218,10 +202,6 @@ class MixtureSampler:
             self._blocks.clear()
             self._chunks.clear()
 
-    @property
-    def _round(self) -> int:
-        return self._steps * self.batch_size
-
     def _weights(self) -> Floats:
         weights = np.asarray(self.policy.weights(self.history), dtype=np.float64)
         if weights.shape != (len(self.sizes),) or not np.isfinite(weights).all():
@@ -230,45 +210,39 @@ class MixtureSampler:
             raise PolytaskError(f"the policy's weights {weights} are not shares that sum to 1")
         return weights
 
-    def _deal(self, plan: RoundsPlan) -> None:
-        """Decide an adaptive policy's next round: whole rows, close to its weights on the whole."""
-        if plan.total is not None:
-            return
-        room = np.where(self._limits < 0, plan.length, self._limits - plan.counts[-1])
+    def _end_seen_from(self, row: int) -> float:
+        """Where the mixture ends, as far as is known at `row`; decides the rounds up to there."""
+        plan = self._plan
+        while isinstance(plan, RoundsPlan) and plan.total is None:
+            if row < plan.rounds * plan.length * self._width:
+                break
+            self._decide_round(plan)
+        return math.inf if self.total_rows is None else self.total_rows
+
+    def _decide_round(self, plan: RoundsPlan) -> None:
+        """Deal out an adaptive policy's next round: whole rows, true to the policy on the whole."""
+        limits = self._limits
+        room = np.where(limits < 0, plan.length, limits - plan.counts[-1])
         wish = spill(self._weights() * plan.length, room)
         rows = whole_rows(wish + self._owed, room, plan.length)
         self._owed = np.where(room > rows, wish + self._owed - rows, 0.0)
         plan.add(rows, _KEPT)
-        if (
-            rows.sum() < plan.length
-            or ((self._limits >= 0) & (plan.counts[-1] == self._limits)).all()
-        ):
-            plan.total = int(plan.counts[-1].sum())
+        if (plan.counts[-1] == limits).all():
+            plan.total = int(limits.sum())
 
     def _block(self, slot: int) -> Block:
         for first, block in self._blocks.items():
             if first <= slot < first + len(block[1]):
                 self._blocks.move_to_end(first)
                 return block
-        if isinstance(self._plan, RoundsPlan):
-            self._check_round(self._plan, slot)
+        if isinstance(self._plan, RoundsPlan) and slot < self._plan.first * self._plan.length:
+            raise PolytaskError(
+                f"row {slot * self._width} lies before round {self._plan.first} of the mixture, "
+                "the earliest that an adaptive policy still knows"
+            )
         block = self._plan.block(slot)
         _remember(self._blocks, block[0], block)
         return block
-
-    def _check_round(self, plan: RoundsPlan, slot: int) -> None:
-        number = slot // plan.length
-        if number >= plan.rounds:
-            raise PolytaskError(
-                f"row {slot * self._width} lies in round {number} of the mixture, which is decided "
-                f"after the losses of step {plan.rounds * self._steps - 1} were observed; rows up "
-                f"to {plan.rounds * self._round} can be drawn now"
-            )
-        if number < plan.first:
-            raise PolytaskError(
-                f"row {slot * self._width} lies in round {number} of the mixture; an adaptive "
-                f"policy keeps its last {_KEPT} rounds, from {plan.first} on"
-            )
 
     def _chunk(self, row: int) -> tuple[int, Draw]:
         for first, chunk in self._chunks.values():
@@ -298,9 +272,12 @@ class MixtureSampler:
 
     def _fingerprint(self, stop: Stop, round_rows: int, smoothing: float) -> int:
         what: list[Any] = [self.names, self.sizes, stop, self.shuffle, self._limits.tolist()]
-        what += [repr(self.policy), self._width]
         if self.policy.adaptive:
-            what += [self.batch_size, round_rows, smoothing]
+            kind = type(self.policy)
+            settings = asdict(self.policy) if is_dataclass(self.policy) else {}
+            what += [kind.__qualname__, settings, self.batch_size, round_rows, smoothing]
+        else:
+            what += [self._weights().tolist(), self._width]
         return rng.derive(self.seed, "mixture", json.dumps(what, sort_keys=True))
 
 
