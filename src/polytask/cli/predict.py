@@ -35,8 +35,10 @@ def predict(
     found = load_run(run)
     found.processor.group_of(task)
     source = open_rows(DataSpec.of(file), Path())
-    rows = list(source.read_from(0)) if hasattr(source, "read_from") else source.take(
-        range(len(source))
+    rows = (
+        list(source.read_from(0))
+        if hasattr(source, "read_from")
+        else source.take(range(len(source)))
     )
     rows = rows[:limit]
     answers = found.predictor(batch_size).predict(task, rows)

@@ -39,9 +39,7 @@ class Predictor:
         self.batch_size = batch_size
         layouts = processor.layouts
         kinds = [task.schema.head for layout in layouts for task in layout.tasks]
-        groups = [
-            range(layout.first_id, layout.first_id + len(layout.tasks)) for layout in layouts
-        ]
+        groups = [range(layout.first_id, layout.first_id + len(layout.tasks)) for layout in layouts]
         self._collate = Collator(kinds, groups, processor.pad_id)
 
     @property
@@ -79,9 +77,7 @@ class Predictor:
     def _values(
         self, group: int, task_id: int, schema: Schema, rows: list[Row], where: Any, template: int
     ) -> Array:
-        examples = self.processor.encode(
-            group, rows, where, template=template, with_targets=False
-        )
+        examples = self.processor.encode(group, rows, where, template=template, with_targets=False)
         batch = self._collate(examples, [group] * len(examples), unlabelled=True)
         found = self.model.predict(batch)[schema.head]
         chosen = np.flatnonzero(found.task == task_id)

@@ -1,8 +1,8 @@
 """From a configuration to a trained, judged and reported model: what `polytask train` does.
 
-    config = load_config("my.yaml")
-    run = train(config)                      # or load_run("runs/my") later
-    run.predict("reviews", rows)
+config = load_config("my.yaml")
+run = train(config)                      # or load_run("runs/my") later
+run.predict("reviews", rows)
 """
 
 from __future__ import annotations

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from polytask.configs import Config, load_yaml, parse
 from polytask.errors import ConfigError
-from polytask.mixture import MixtureConfig
+from polytask.mixture.policies import MixtureConfig
 from polytask.models.specs import ModelConfig
 from polytask.tasks.config import TaskConfig
 from polytask.tasks.encode import ProcessorConfig
+from polytask.tasks.leaks import LeakConfig
 from polytask.train.config import TrainConfig
 
 
@@ -31,14 +32,6 @@ class EvaluateConfig(Config):
     """Rows per task that are scored during training (all are scored at the end)."""
 
 
-class LeakConfig(Config):
-    """What to do about rows that stand in two splits or in another task's test."""
-
-    action: Literal["warn", "stop", "off"] = "warn"
-    threshold: float = Field(default=0.01, ge=0, le=1)
-    """Share of a split's rows above which the action is taken."""
-
-
 class RunConfig(Config):
     """One run. Only `tasks` is needed; every other section has defaults that work."""
 
@@ -50,7 +43,8 @@ class RunConfig(Config):
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig(steps=1000)
     evaluate: EvaluateConfig = EvaluateConfig()
-    leaks: LeakConfig = LeakConfig()
+    leaks: LeakConfig | None = LeakConfig()
+    """How rows that stand in two splits are looked for; null switches the search off."""
 
     @field_validator("tasks", mode="before")
     @classmethod

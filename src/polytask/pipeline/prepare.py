@@ -1,0 +1,131 @@
+"""From a configuration to tasks, processor, model and sampler: all checks, nothing long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from polytask.data.rows import RowSource
+from polytask.errors import ConfigError
+from polytask.mixture.ledger import Ledger
+from polytask.mixture.sampler import MixtureSampler, build_sampler
+from polytask.models.build import build_model
+from polytask.models.multitask import MultitaskModel
+from polytask.pipeline.config import RunConfig
+from polytask.tasks import LeakReport, Processor, TaskSet, build_tasks, check_leaks
+from polytask.tasks.task import RowGroup
+from polytask.train.distribution import Distribution
+from polytask.train.loader import Loader
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a configuration becomes before the first step."""
+
+    config: RunConfig
+    taskset: TaskSet
+    processor: Processor
+    model: MultitaskModel
+    leaks: LeakReport | None
+
+    def loader(self, distribution: Distribution) -> Loader:
+        """Batches of the mixture, for this process; the ledger counts them."""
+        config, groups = self.config, self.taskset.groups
+        micro, seed = config.train.micro_batch, config.train.seed
+
+        def sampler(chosen: Sequence[int]) -> MixtureSampler:
+            names = [groups[g].name for g in chosen]
+            mixture = config.mixture if len(chosen) == len(groups) else _part(config, names)
+            sizes = [rows_of(groups[g]) for g in chosen]
+            return build_sampler(mixture, names, sizes, seed, micro)
+
+        sizes = [rows_of(g) for g in groups for _ in g.tasks]
+        return Loader(
+            self.taskset,
+            self.processor,
+            sampler(range(len(groups))),
+            micro,
+            rank=distribution.rank,
+            world=distribution.world,
+            restrict=sampler,
+            prefetch=config.train.prefetch,
+            ledger=Ledger(self.taskset.names, sizes),
+        )
+
+
+def prepare(config: RunConfig, base: Path = Path(), say: Say | None = None) -> Prepared:
+    """Open data, check it, fit the processor, build the model.
+
+    Args:
+        config: what to prepare.
+        base: relative paths in the configuration start here.
+        say: is told what is being done.
+
+    Raises:
+        UserError: whatever is wrong with configuration or data, before anything long.
+    """
+    tell = say or (lambda text: None)
+    tell(f"reading {len(config.tasks)} tasks")
+    taskset = build_tasks(config.tasks, base, config.seed)
+    _check_splits(taskset)
+    leaks = None
+    if config.leaks is not None:
+        tell("looking for leaks between splits and across tasks")
+        leaks = check_leaks(taskset, config.leaks)
+    processor = fit_processor(config, taskset)
+    model = build_model(config.model, taskset, processor)
+    return Prepared(config, taskset, processor, model, leaks)
+
+
+def fit_processor(config: RunConfig, taskset: TaskSet) -> Processor:
+    """The processor, with the hub model's own tokenizer where there is one."""
+    tokenizer: Any = None
+    if config.model.hub is not None:
+        from transformers import AutoTokenizer
+
+        from polytask.models.hub import locate
+
+        tokenizer = AutoTokenizer.from_pretrained(locate(config.model.hub))
+    return Processor.fit(taskset, config.encoding, tokenizer)
+
+
+def single_task(prepared: Prepared, name: str) -> Prepared:
+    """The same recipe for one task alone: own processor (same vocabulary), own fresh model."""
+    task = next(t for t in prepared.taskset.tasks if t.name == name)
+    taskset = TaskSet((RowGroup(task.name, (task,)),))
+    config = prepared.config
+    processor = Processor.fit(taskset, config.encoding, prepared.processor.codec)
+    model = build_model(config.model, taskset, processor)
+    return replace(prepared, taskset=taskset, processor=processor, model=model)
+
+
+def rows_of(group: RowGroup) -> int | None:
+    """Rows of a group's train split; None for a stream."""
+    source = group.splits["train"]
+    return len(source) if isinstance(source, RowSource) else None
+
+
+def _part(config: RunConfig, names: Sequence[str]) -> Any:
+    """The mixture restricted to some groups, for a stage that trains on them only."""
+    mixture, chosen = config.mixture, set(names)
+    changes: dict[str, Any] = {
+        "weights": {n: w for n, w in mixture.weights.items() if n in chosen},
+        "sizes": {n: s for n, s in mixture.sizes.items() if n in chosen},
+    }
+    if isinstance(mixture.stop, dict):
+        changes["stop"] = {n: e for n, e in mixture.stop.items() if n in chosen} or None
+    return mixture.model_copy(update=changes)
+
+
+def _check_splits(taskset: TaskSet) -> None:
+    """Every task is scored during training and at the end."""
+    for task in taskset.tasks:
+        for split in ("valid", "test"):
+            if split not in task.splits:
+                raise ConfigError(
+                    f"task '{task.name}' has no {split} rows; give 'split: {{{split}: 0.1}}'"
+                )
