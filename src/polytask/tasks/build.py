@@ -174,6 +174,8 @@ def finish_stream(drafts: Sequence[Draft], found: Mapping[str, Source]) -> RowGr
 
 
 def _schemas(drafts: Sequence[Draft], scans: Mapping[str, Scan]) -> list[Schema]:
+    for s in scans.values():  # unreadable rows explain missing labels better than "no labels"
+        _problems(drafts, s, s.bad).check(len(s) - len(s.bad))
     return [
         finish_schema(
             draft,
@@ -247,11 +249,15 @@ def _kept(drafts: Sequence[Draft], schemas: Sequence[Schema], s: Scan) -> np.nda
                 read(s.by[i])
             except ValueError as error:
                 bad[i] = str(error)
-    problems = RowProblems(f"{_names(drafts)}, {s.source.name}", config.max_bad)
+    _problems(drafts, s, bad).conclude(len(s) - len(bad))
+    return np.setdiff1d(np.arange(len(s)), np.fromiter(bad, np.int64, len(bad)))
+
+
+def _problems(drafts: Sequence[Draft], s: Scan, bad: Mapping[int, str]) -> RowProblems:
+    problems = RowProblems(f"{_names(drafts)}, {s.source.name}", drafts[0].config.max_bad)
     for i in sorted(bad):
         problems.add(s.source.where(i), bad[i])
-    problems.conclude(len(s) - len(bad))
-    return np.setdiff1d(np.arange(len(s)), np.fromiter(bad, np.int64, len(bad)))
+    return problems
 
 
 def _names(drafts: Sequence[Draft]) -> str:

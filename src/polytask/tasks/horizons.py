@@ -17,6 +17,7 @@ import numpy.typing as npt
 from polytask.data.rows import Row, RowSource
 from polytask.errors import TaskError
 from polytask.tasks.arrays import series_values
+from polytask.tasks.fit import chunks
 from polytask.tasks.plan import Draft
 from polytask.tasks.schemas import Forecasting
 from polytask.tasks.sources import WHOLE
@@ -25,6 +26,7 @@ from polytask.tasks.splits import SPLITS, round_at_least_one
 FUTURE = "future"
 CONTEXT = 72  # steps of past, where 'context' is left out
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class WindowRows:
 
     source: RowSource
     series_columns: tuple[str, ...]
+    widths: tuple[int, ...]  # channels of each series column
+    values: Sequence[Floats] = field(repr=False)  # (steps, channels) of every row of the source
     owner: Ints = field(repr=False)  # (windows,) row of the source
     cut: Ints = field(repr=False)  # (windows,) first step of the future
     context: int
@@ -58,19 +62,18 @@ class WindowRows:
         places = np.asarray(indices, np.int64)
         owners, which = np.unique(self.owner[places], return_inverse=True)
         rows = self.source.take(owners.tolist())
-        values = [series_values(row, self.series_columns) for row in rows]
         return [
-            self._window(rows[k], values[k], int(self.cut[place]))
+            self._window(rows[k], int(self.owner[place]), int(self.cut[place]))
             for place, k in zip(places, which, strict=True)
         ]
 
-    def _window(self, row: Row, values: npt.NDArray[np.float32], cut: int) -> Row:
+    def _window(self, row: Row, owner: int, cut: int) -> Row:
+        values = self.values[owner]
         past = values[max(0, cut - self.context) : cut]
-        first, *others = self.series_columns
-        # The past of all channels stands in the first column; the others are left out of it.
+        pieces = np.split(past, np.cumsum(self.widths)[:-1], axis=1)
         return {
-            **{k: v for k, v in row.items() if k not in others},
-            first: past,
+            **row,
+            **dict(zip(self.series_columns, pieces, strict=True)),
             self.future: values[cut : cut + self.horizon],
         }
 
@@ -99,18 +102,18 @@ def cut_windows(
     """
     owners: dict[str, list[Ints]] = {name: [] for name in SPLITS}
     cuts: dict[str, list[Ints]] = {name: [] for name in SPLITS}
-    longest = 0
-    for number in range(len(source)):
-        values = series_values(source[number], columns)
-        longest = max(longest, values.shape[0])
-        for name, starts in _starts(values.shape[0], horizon, stride, valid, test).items():
-            kept = starts[_observed(values, starts, context, horizon)]
+    widths, values = _read(source, columns)
+    for number, series in enumerate(values):
+        for name, starts in _starts(len(series), horizon, stride, valid, test).items():
+            kept = starts[_observed(series, starts, context, horizon)]
             owners[name].append(np.full(len(kept), number, np.int64))
             cuts[name].append(kept)
     result = {
         name: WindowRows(
             source,
             columns,
+            widths,
+            values,
             np.concatenate([np.zeros(0, np.int64), *owners[name]]),
             np.concatenate([np.zeros(0, np.int64), *cuts[name]]),
             context,
@@ -119,6 +122,7 @@ def cut_windows(
         for name in SPLITS
     }
     if not len(result["train"]):
+        longest = max(map(len, values), default=0)
         raise TaskError(
             f"{what}: no series of {source.name} is long enough (the longest has {longest} steps) "
             f"for a horizon of {horizon} in training beside valid and test; "
@@ -131,19 +135,28 @@ def last_windows(
     source: RowSource, columns: tuple[str, ...], *, horizon: int, context: int, what: str
 ) -> WindowRows:
     """The last window of every series: how given valid and test series are judged."""
-    steps = [series_values(source[number], columns).shape[0] for number in range(len(source))]
-    cut = np.array(steps, np.int64) - horizon
+    widths, values = _read(source, columns)
+    cut = np.array([len(series) for series in values], np.int64) - horizon
     owner = np.flatnonzero(cut >= 1)
     if not len(owner):
         raise TaskError(
             f"{what}: no series of {source.name} is longer than the horizon of {horizon} steps"
         )
-    return WindowRows(source, columns, owner, cut[owner], context, horizon)
+    return WindowRows(source, columns, widths, values, owner, cut[owner], context, horizon)
 
 
-def _observed(
-    values: npt.NDArray[np.float32], starts: Ints, context: int, horizon: int
-) -> npt.NDArray[np.bool_]:
+def _read(source: RowSource, columns: tuple[str, ...]) -> tuple[tuple[int, ...], list[Floats]]:
+    """Channels per column, and all series as (steps, channels) float32."""
+    values: list[Floats] = []
+    widths: tuple[int, ...] = (1,) * len(columns)
+    for start, rows in chunks(source):
+        if start == 0:
+            widths = tuple(series_values(rows[0], (column,)).shape[1] for column in columns)
+        values += [series_values(row, columns) for row in rows]
+    return widths, values
+
+
+def _observed(values: Floats, starts: Ints, context: int, horizon: int) -> npt.NDArray[np.bool_]:
     """Which windows have a known value both in their past and in their future."""
     known = np.r_[0, np.cumsum(np.isfinite(values).any(1))]
     past = known[starts] - known[np.maximum(starts - context, 0)]
