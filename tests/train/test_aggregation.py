@@ -159,7 +159,7 @@ def test_reusing_weights_needs_a_rule_with_weights(model: TinyModel) -> None:
 def test_an_unknown_rule_or_option_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"unknown aggregator 'pcgard'. Did you mean 'pcgrad'"):
         combiner("pcgard")
-    with pytest.raises(ConfigError, match="'mgda' has no option 'epsilom'.*'epsilon'"):
+    with pytest.raises(ConfigError, match=r"'mgda' has no option 'epsilom'.*'epsilon'"):
         combiner("mgda", epsilom=1)
     with pytest.raises(ConfigError, match=r"'mean' has no option 'c'. It has none"):
         combiner("mean", c=1)
@@ -301,7 +301,7 @@ def test_a_nan_gradient_is_named_under_aggregation(tmp_path: Path) -> None:
 
     config = TrainConfig(steps=5, batch_size=8, aggregator="upgrad")
     trainer = Trainer(TinyModel(), FunctionLoader(TASKS, function), config, tmp_path)
-    with pytest.raises(NonFiniteError, match="step 3: .*rows 21"):
+    with pytest.raises(NonFiniteError, match=r"step 3: .*rows 21"):
         trainer.fit()
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
 

@@ -112,7 +112,7 @@ def test_model_parts_that_do_not_fit_are_named() -> None:
     with pytest.raises(CheckpointError, match=r"'trunk.0.bias' is missing \(1 in all\)"):
         snapshot.unpack_model(model, fewer, "here")
     more = {**tensors, "trunk.0.bais": torch.zeros(1)}
-    with pytest.raises(CheckpointError, match="Did you mean 'trunk.0.bias'"):
+    with pytest.raises(CheckpointError, match=r"Did you mean 'trunk\.0\.bias'"):
         snapshot.unpack_model(model, more, "here")
     other = {**tensors, "trunk.0.bias": torch.zeros(9)}
     with pytest.raises(CheckpointError, match=r"is float32 \[9\], expected float32 \[8\]"):
@@ -187,7 +187,7 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_older_one_used(tmp_path: Pa
 def test_a_missing_optimiser_never_means_a_fresh_one(tmp_path: Path) -> None:
     train(tmp_path, keep=1)
     (checkpoints.folder_of(tmp_path, 12) / "optimizer.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="optimizer.safetensors is missing"):
+    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors is missing"):
         train(tmp_path, keep=1)
 
 
@@ -245,7 +245,7 @@ def test_a_file_size_limit_gives_a_clean_error_and_keeps_the_last_checkpoint(
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
     try:
-        with pytest.raises(DataError, match="cannot write .*step-00000008.*Nothing half-written"):
+        with pytest.raises(DataError, match=r"cannot write .*step-00000008.*Nothing half-written"):
             full_disk_run(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -47,6 +47,7 @@ class LearningLoader(FunctionLoader):
 
     def __init__(self) -> None:
         super().__init__(TASKS, self._make, rows_per_epoch=64)
+        self.learns = True
         self.shift = 0
 
     def _make(self, index: int) -> Any:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+
+Array = npt.NDArray[Any]
 
 
 class StepBatches:
@@ -36,3 +40,18 @@ class StepBatches:
             for name, value in getattr(batch, "fields", {}).items()
             if name.endswith(".length")
         )
+
+    def seen(self) -> tuple[Array, Array]:
+        """For the ledger: the task of each labelled pair (pairs,), and (2, entries) task and
+        tokens of each entry with a length; an entry counts for the first task of its row."""
+        pairs: list[Array] = []
+        tokens: list[Array] = [np.zeros((2, 0), np.int64)]
+        for batch in self.batches:
+            pairs += [target.task.numpy() for target in batch.targets.values()]
+            for name, value in batch.fields.items():
+                modality, _, part = name.partition(".")
+                if part == "length":
+                    owner = batch.task[batch.fields[f"{modality}.sequence"]]
+                    tokens.append(np.stack([owner.numpy(), value.numpy()]))
+        ids = np.concatenate(pairs) if pairs else np.zeros(0, np.int64)
+        return ids, np.concatenate(tokens, axis=1)

@@ -21,7 +21,6 @@ from polytask import rng
 from polytask.errors import ConfigError
 from polytask.train.aggregation import GradientCombiner
 from polytask.train.config import TrainConfig
-from polytask.train.conflict import layer_cosines
 from polytask.train.distribution import Distribution
 from polytask.train.flat import FlatMTL, FlatReport
 from polytask.train.flat_config import SharpnessConfig
@@ -129,12 +128,6 @@ class FlatGradients(AggregatedGradients):
         self.flat.combine_flat = _Rows(self.second, tasks)
 
     def _look(self, step: int, report: FlatReport) -> None:
-        every = self.config.conflict_every
-        if every and step % every == 0 and report.gradients is not None:
-            sizes = [p.numel() for p in self.own.shared]
-            columns = torch.split(report.gradients, sizes, dim=1)
-            rows = [c.view(len(c), *p.shape) for c, p in zip(columns, self.own.shared)]
-            self.conflict = layer_cosines(self.names, rows, report.tasks)
         if self.log is not None and (step + 1) % self.config.log_every == 0:
             self.log(step + 1, report)
 

@@ -8,37 +8,64 @@ the same draw, so the rows of a step do not depend on how many processes share t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from polytask.data.rows import Row, RowSource, StreamSource
-from polytask.errors import ConfigError, DataError, suggestion
+from polytask.data.rows import RowSource
+from polytask.errors import ConfigError, suggestion
+from polytask.mixture.ledger import Ledger
+from polytask.mixture.policies import MixtureConfig
+from polytask.mixture.sampler import Draw, MixtureSampler, build_sampler, rank_rows
 from polytask.tasks.task import TaskSet
+from polytask.train.config import TrainConfig
+from polytask.train.reading import ExampleCache, Key, RowReader
 
 Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Micro-batches `first` to `last` (not included) train on `tasks` (none named: on all)."""
+
+    tasks: tuple[str, ...]
+    first: int
+    last: int
 
 
 class BatchSource(Protocol):
     """What the trainer asks of a loader."""
 
     tasks: Sequence[str]
-    rows_per_epoch: int | None
+    ledger: Ledger | None
+
+    @property
+    def learns(self) -> bool:
+        """Whether `observe` is to be called."""
+
+    @property
+    def rows_per_epoch(self) -> int | None:
+        """Rows of all data together; None for streams."""
+
+    @property
+    def total_rows(self) -> int | None:
+        """Rows after which the data ends for good; None while it goes on."""
+
+    def plan(self, spans: Sequence[Span]) -> None:
+        """What the run is going to ask for; called once, before the first batch."""
 
     def batch(self, index: int) -> tuple[Any, Any]:
         """Micro-batch number `index` of this process, and the draw it came from."""
 
-    def select(self, tasks: Sequence[str]) -> None:
-        """Give rows of these tasks only from now on; none given: of all."""
-
-    def done(self, index: int, tokens: Array | None, seconds: float) -> None:
-        """The micro-batch was trained on: for the ledger."""
+    def waits_for_losses(self, index: int) -> bool:
+        """Whether `batch(index)` depends on losses that `observe` has not been given yet."""
 
     def observe(self, step: int, losses: Array) -> None:
-        """Mean loss per task (tasks,) since the last call, NaN where unseen."""
+        """Mean loss per task (tasks,) of one step, NaN where absent; steps come in order."""
 
     def state(self) -> dict[str, Any]:
         """JSON values that a resumed run needs."""
@@ -48,6 +75,10 @@ class BatchSource(Protocol):
 
 class FunctionLoader:
     """A loader from a function index -> batch, for data that has no mixture."""
+
+    ledger: Ledger | None = None
+    total_rows: int | None = None
+    learns = False
 
     def __init__(
         self,
@@ -59,15 +90,15 @@ class FunctionLoader:
         self.function = function
         self.rows_per_epoch = rows_per_epoch
 
+    def plan(self, spans: Sequence[Span]) -> None:
+        if any(span.tasks for span in spans):
+            raise ConfigError("this loader has the same batches for every stage: drop 'tasks'")
+
     def batch(self, index: int) -> tuple[Any, Any]:
         return self.function(index), None
 
-    def select(self, tasks: Sequence[str]) -> None:
-        if tasks:
-            raise ConfigError("this loader has the same batches for every stage: leave out 'tasks'")
-
-    def done(self, index: int, tokens: Array | None, seconds: float) -> None:
-        return None
+    def waits_for_losses(self, index: int) -> bool:
+        return False
 
     def observe(self, step: int, losses: Array) -> None:
         return None
@@ -79,228 +110,243 @@ class FunctionLoader:
         return None
 
 
-class RowReader:
-    """Rows of one group's split by index, from a map-style source or a stream.
+@dataclass
+class _Part:
+    """A sampler over some groups, and which micro-batches are its own."""
 
-    A stream is read on from where it stands; it is opened anew to go back or far ahead, and starts
-    over at its end.
-    """
-
-    FAR = 10_000  # rows worth skipping one by one instead of opening the stream again
-
-    def __init__(self, source: RowSource | StreamSource) -> None:
-        self.source = source
-        self._stream: Iterator[Row] | None = None
-        self._position = 0
-        self._length: int | None = None
-
-    def take(self, indices: Sequence[int]) -> list[Row]:
-        if isinstance(self.source, RowSource):
-            return self.source.take(indices)
-        return [self._next(self.source, index) for index in indices]
-
-    def _next(self, source: StreamSource, index: int) -> Row:
-        if self._length is not None:
-            index %= self._length
-        ahead = index - self._position
-        if self._stream is None or not 0 <= ahead <= self.FAR:
-            self._stream, self._position = source.read_from(index), index
-        for row in self._stream:
-            self._position += 1
-            if self._position > index:
-                return row
-        return self._start_over(source, index)
-
-    def _start_over(self, source: StreamSource, index: int) -> Row:
-        if self._length is None:
-            self._length = sum(1 for _ in source.read_from(0))
-            if not self._length:
-                raise DataError(f"{source.name} has no rows")
-        self._stream = None
-        return self._next(source, index)
+    groups: Array  # ids in the task set of the sampler's groups
+    sampler: MixtureSampler
 
 
 class Loader:
-    """Batches of a task set, drawn by a sampler.
+    """Batches of a task set, drawn by a mixture sampler.
 
     Args:
         taskset, processor: what is encoded, and how.
-        sampler: `draw(start_row, n)` gives group, index and epoch of n rows; pure in `start_row`.
+        sampler: of the whole task set's groups.
         batch_size: rows of a micro-batch, over all processes.
         rank, world: this process among how many.
+        accumulate: micro-batches per step, for a sampler that learns from steps.
         restrict: builds the sampler of a stage that trains on some groups only.
         cache_bytes: encoded examples kept in memory.
-        prefetch: batches prepared ahead in a thread; 0 for samplers that learn.
-        ledger: counts what was trained on.
+        prefetch: batches prepared ahead in a thread.
     """
 
     def __init__(
         self,
         taskset: TaskSet,
         processor: Any,
-        sampler: Any,
+        sampler: MixtureSampler,
         batch_size: int,
         rank: int = 0,
         world: int = 1,
+        accumulate: int = 1,
         split: str = "train",
-        restrict: Callable[[tuple[int, ...]], Any] | None = None,
+        restrict: Callable[[tuple[int, ...]], MixtureSampler] | None = None,
         cache_bytes: int = 1 << 30,
         prefetch: int = 0,
-        ledger: Any = None,
     ) -> None:
         from polytask.models.collate import Collator
 
         if batch_size < world:
             raise ConfigError(f"{batch_size} rows cannot be shared by {world} processes")
-        self.taskset = taskset
-        self.processor = processor
+        self.taskset, self.processor = taskset, processor
         self.tasks = taskset.names
         self.batch_size, self.rank, self.world = batch_size, rank, world
-        self.ledger = ledger
-        self._restrict = restrict
-        self._samplers: dict[tuple[int, ...], Any] = {}
-        self._groups: tuple[int, ...] = tuple(range(len(taskset.groups)))
-        self._samplers[self._groups] = sampler
-        self._keep: frozenset[int] | None = None  # task ids of the stage; None: all
+        self.accumulate = accumulate
         self._readers = [RowReader(group.splits[split]) for group in taskset.groups]
+        sizes = [_size(reader) for reader in self._readers]
+        per_task = [s for s, group in zip(sizes, taskset.groups) for _ in group.tasks]
+        self.ledger: Ledger | None = Ledger(self.tasks, per_task)
+        self._owner = np.repeat(
+            np.arange(len(taskset.groups)), [len(group.tasks) for group in taskset.groups]
+        )
+        self._restrict = restrict
+        self._all = tuple(range(len(taskset.groups)))
+        self._parts = {self._all: _Part(np.asarray(self._all), sampler)}
+        self._spans: list[tuple[Span, tuple[int, ...], int, frozenset[int] | None]] = []
         self._collate = Collator.of(taskset, int(getattr(processor, "pad_id", 0) or 0))
         self._cache = ExampleCache(cache_bytes)
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(1) if prefetch else None
         self._ahead = prefetch
-        self._waiting: dict[int, Future[tuple[Any, Any]]] = {}
-        self._draws: dict[int, Any] = {}
+        self._waiting: dict[int, Future[tuple[Any, Draw]]] = {}
+        self.plan([Span((), 0, 1 << 62)])
+
+    @property
+    def sampler(self) -> MixtureSampler:
+        """The sampler over all groups."""
+        return self._parts[self._all].sampler
+
+    @property
+    def learns(self) -> bool:
+        return bool(self.sampler.policy.adaptive)
 
     @property
     def rows_per_epoch(self) -> int | None:
-        """Rows of all groups together; None when one of them is a stream."""
-        sources = [reader.source for reader in self._readers]
-        sizes = [len(s) for s in sources if isinstance(s, RowSource)]
-        return sum(sizes) if len(sizes) == len(sources) else None
+        sizes = [_size(reader) for reader in self._readers]
+        known = [size for size in sizes if size is not None]
+        return sum(known) if len(known) == len(sizes) else None
 
     @property
-    def sampler(self) -> Any:
-        return self._samplers[self._groups]
+    def total_rows(self) -> int | None:
+        return self._parts[self._all].sampler.total_rows
 
-    def batch(self, index: int) -> tuple[Any, Any]:
-        """Micro-batch `index` of this process and its draw (group, index and epoch of each row)."""
+    # Which rows ---------------------------------------------------------------------------------
+
+    def plan(self, spans: Sequence[Span]) -> None:
+        """Each set of groups has a sampler of its own, which goes on where it last stopped."""
+        self._spans.clear()
+        used: dict[tuple[int, ...], int] = {}
+        for span in spans:
+            for name in span.tasks:
+                if name not in self.tasks:
+                    hint = suggestion(name, self.tasks)
+                    raise ConfigError(f"a stage names the unknown task '{name}'.{hint}")
+            ids = [t for t, name in enumerate(self.tasks) if not span.tasks or name in span.tasks]
+            groups = tuple(sorted({int(self._owner[t]) for t in ids}))
+            if groups not in self._parts:
+                if self._restrict is None:
+                    raise ConfigError("a stage with 'tasks' needs a loader built with 'restrict'")
+                self._parts[groups] = _Part(np.asarray(groups), self._restrict(groups))
+            start = used.get(groups, 0)
+            used[groups] = start + span.last - span.first
+            keep = frozenset(ids) if len(ids) < len(self.tasks) else None
+            self._spans.append((span, groups, start, keep))
+
+    def _where(self, index: int) -> tuple[_Part, int, frozenset[int] | None]:
+        """The sampler of a micro-batch, the micro-batch's number there, and the tasks to keep."""
+        for span, groups, start, keep in self._spans:
+            if span.first <= index < span.last:
+                return self._parts[groups], start + index - span.first, keep
+        raise IndexError(f"micro-batch {index} is not planned")
+
+    def draw(self, index: int) -> Draw:
+        """This process's rows of a micro-batch: group (in the task set), index and epoch."""
+        part, number, _ = self._where(index)
+        first, count = rank_rows(number, self.batch_size, self.rank, self.world)
+        found = part.sampler.draw(first, count)
+        return Draw(part.groups[found.group], found.index, found.epoch)
+
+    def waits_for_losses(self, index: int) -> bool:
+        part, number, _ = self._where(index)
+        ready = part.sampler.ready_rows()
+        return ready is not None and (number + 1) * self.batch_size > ready
+
+    # Batches ------------------------------------------------------------------------------------
+
+    def batch(self, index: int) -> tuple[Any, Draw]:
+        """Micro-batch `index` of this process and its draw."""
         if self._pool is None:
             return self._make(index)
         future = self._waiting.pop(index, None)
-        for later in range(index + 1, index + 1 + self._ahead):
-            if later not in self._waiting:
-                self._waiting[later] = self._pool.submit(self._make, later)
         for stale in [i for i in self._waiting if not index < i <= index + self._ahead]:
             self._waiting.pop(stale).cancel()
+        for later in range(index + 1, index + 1 + self._ahead):
+            if later >= self._spans[-1][0].last or self.waits_for_losses(later):
+                break
+            if later not in self._waiting:
+                self._waiting[later] = self._pool.submit(self._make, later)
         return self._make(index) if future is None else future.result()
 
-    def _make(self, index: int) -> tuple[Any, Any]:
+    def _make(self, index: int) -> tuple[Any, Draw]:
         with self._lock:
-            draw = self._slice(self.sampler.draw(index * self.batch_size, self.batch_size))
+            draw = self.draw(index)
             examples = self._examples(draw)
+        keep = self._where(index)[2]
+        if keep is not None:
+            examples = [_masked(example, keep) for example in examples]
         return self._collate(examples, draw.group), draw
 
-    def _slice(self, draw: Any) -> Any:
-        """This process's part of a draw, with the groups' ids in the task set."""
-        from polytask.mixture.sampler import Draw
-
-        first = self.batch_size * self.rank // self.world
-        last = self.batch_size * (self.rank + 1) // self.world
-        groups = np.asarray(self._groups)[np.asarray(draw.group[first:last])]
-        return Draw(groups, draw.index[first:last], draw.epoch[first:last])
-
-    def _examples(self, draw: Any) -> list[Any]:
-        keys = list(zip(draw.group.tolist(), draw.index.tolist(), draw.epoch.tolist()))
+    def _examples(self, draw: Draw) -> list[Any]:
+        # Only where a row's template is drawn anew does an epoch change its example.
+        varies = np.array([self.processor.templates(g) > 1 for g in range(len(self._readers))])
+        epoch = np.where(varies[draw.group], draw.epoch, 0)
+        keys = list(zip(draw.group.tolist(), draw.index.tolist(), epoch.tolist()))
         found = [self._cache.get(key) for key in keys]
         missing: dict[int, list[int]] = {}
         for place, example in enumerate(found):
             if example is None:
                 missing.setdefault(keys[place][0], []).append(place)
         for group, places in missing.items():
-            fresh = self._encode(group, [keys[p] for p in places])
+            fresh = self._encode(group, [keys[place] for place in places])
             for place, example in zip(places, fresh):
                 found[place] = example
                 self._cache.put(keys[place], example)
-        return found if self._keep is None else [self._masked(e, self._keep) for e in found]
+        return found
 
-    def _encode(self, group: int, keys: Sequence[tuple[int, int, int]]) -> list[Any]:
+    def _encode(self, group: int, keys: Sequence[Key]) -> list[Any]:
         reader = self._readers[group]
         indices = [index for _, index, _ in keys]
-        rows = reader.take(indices)
         encoded: list[Any] = self.processor.encode(
             group,
-            rows,
+            reader.take(indices),
             lambda i: reader.source.where(indices[i]),
             indices=indices,
             epochs=[epoch for _, _, epoch in keys],
         )
         return encoded
 
-    @staticmethod
-    def _masked(example: Any, keep: frozenset[int]) -> Any:
-        targets = {task: value for task, value in example.targets.items() if task in keep}
-        return type(example)(example.sequences, targets, example.row)
-
-    def select(self, tasks: Sequence[str]) -> None:
-        """Rows of these tasks only; a row that several tasks label keeps only their labels."""
-        for name in tasks:
-            if name not in self.tasks:
-                raise ConfigError(f"stage: unknown task '{name}'.{suggestion(name, self.tasks)}")
-        ids = [t for t, name in enumerate(self.tasks) if not tasks or name in tasks]
-        owner = [g for g, group in enumerate(self.taskset.groups) for _ in group.tasks]
-        groups = tuple(sorted({owner[t] for t in ids}))
-        if groups not in self._samplers:
-            if self._restrict is None:
-                raise ConfigError("a stage with 'tasks' needs a loader built with 'restrict'")
-            self._samplers[groups] = self._restrict(groups)
-        self._waiting.clear()
-        self._groups = groups
-        self._keep = frozenset(ids) if len(ids) < len(self.tasks) else None
-
-    def done(self, index: int, tokens: Array | None, seconds: float) -> None:
-        return None
+    # What the policy learns ---------------------------------------------------------------------
 
     def observe(self, step: int, losses: Array) -> None:
-        """Tell a learning sampler each group's mean loss (of its tasks)."""
-        ends = np.cumsum([len(group.tasks) for group in self.taskset.groups])
-        parts = np.split(np.asarray(losses, float), ends[:-1])
-        means = np.array([_nanmean(part) for part in parts])
-        self.sampler.observe(step, means[list(self._groups)])
+        """Tell the step's sampler each group's mean loss (of its tasks)."""
+        part, number, _ = self._where(step * self.accumulate)
+        known = ~np.isnan(losses)
+        total = np.bincount(self._owner, np.where(known, losses, 0.0), len(self._all))
+        count = np.bincount(self._owner, known, len(self._all))
+        means = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+        part.sampler.observe(number // self.accumulate, means[part.groups])
 
     def state(self) -> dict[str, Any]:
-        samplers = {"-".join(map(str, key)): s.state() for key, s in self._samplers.items()}
-        ledger = None if self.ledger is None else self.ledger.state()
-        return {"samplers": samplers, "ledger": ledger}
+        return {"-".join(map(str, key)): part.sampler.state() for key, part in self._parts.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        for key, value in state["samplers"].items():
-            groups = tuple(int(part) for part in key.split("-"))
-            if groups not in self._samplers and self._restrict is not None:
-                self._samplers[groups] = self._restrict(groups)
-            self._samplers[groups].restore(value)
-        if self.ledger is not None:
-            self.ledger.restore(state["ledger"])
+        for key, part in self._parts.items():
+            part.sampler.restore(state["-".join(map(str, key))])
 
 
-def _nanmean(values: Array) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")
+def _size(reader: RowReader) -> int | None:
+    return len(reader.source) if isinstance(reader.source, RowSource) else None
 
 
-class ExampleCache:
-    """Encoded examples up to a number of bytes. Nothing is evicted: with passes over the data in
-    random order, throwing out one example for another gains nothing."""
+def _masked(example: Any, keep: frozenset[int]) -> Any:
+    """The example with the labels of the stage's tasks only."""
+    targets = {task: value for task, value in example.targets.items() if task in keep}
+    return type(example)(example.sequences, targets, example.row)
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-        self._held: dict[tuple[int, int, int], Any] = {}
 
-    def get(self, key: tuple[int, int, int]) -> Any:
-        return self._held.get(key)
+def make_loader(
+    taskset: TaskSet,
+    processor: Any,
+    train: TrainConfig,
+    mixture: MixtureConfig,
+    rank: int = 0,
+    world: int = 1,
+) -> Loader:
+    """The loader of a configuration's `train:` and `mixture:` sections."""
+    names = [group.name for group in taskset.groups]
+    sizes = [_size(RowReader(group.splits["train"])) for group in taskset.groups]
 
-    def put(self, key: tuple[int, int, int], example: Any) -> None:
-        size = 512 + sum(getattr(v, "nbytes", 8) for s in example.sequences for v in s.values())
-        if self.used + size <= self.limit:
-            self._held[key] = example
-            self.used += size
+    def sampler(groups: tuple[int, ...]) -> MixtureSampler:
+        chosen = [names[g] for g in groups]
+        some = mixture
+        if len(groups) < len(names):
+            some = mixture.model_copy(update={"weights": _only(mixture.weights, chosen)})
+        return build_sampler(some, chosen, [sizes[g] for g in groups], train.seed, train.batch_size)
+
+    return Loader(
+        taskset,
+        processor,
+        sampler(tuple(range(len(names)))),
+        train.micro_batch,
+        rank,
+        world,
+        train.accumulate,
+        restrict=sampler,
+        prefetch=train.prefetch,
+    )
+
+
+def _only(weights: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    return {name: weight for name, weight in weights.items() if name in names}

@@ -12,20 +12,35 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from polytask.mixture.ledger import Ledger
+from polytask.train.batches import StepBatches
 from polytask.train.distribution import Distribution
 from polytask.train.gradients import StepSums
 
+Array = npt.NDArray[Any]
+
 
 class Window:
-    """Sums over the steps since the last `read`."""
+    """Sums over the steps since the last `read`, and what the ledger and the loader are owed."""
 
-    def __init__(self, tasks: Sequence[str], distribution: Distribution) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        distribution: Distribution,
+        ledger: Ledger | None = None,
+        learns: bool = False,
+    ) -> None:
         self.tasks = tuple(tasks)
         self.distribution = distribution
+        self.ledger = ledger  # this process's part
+        self.learns = learns  # whether the loader wants to know each step's losses
         self.terms: dict[str, Tensor] = {}  # term -> (2, tasks): sums and pairs, this process's
+        self._losses: list[tuple[int, Tensor]] = []  # (step, mean loss per task)
+        self._seen: list[tuple[Array, Array]] = []  # task ids of pairs, and of tokens with counts
         self._clear()
 
     def _clear(self) -> None:
@@ -36,8 +51,16 @@ class Window:
         self.started = time.perf_counter()
 
     @torch.no_grad()
-    def add(self, sums: StepSums, norm: Tensor, rate: float, rows: int, tokens: int) -> None:
-        """Take in one step; a step that was not finite counts for nothing."""
+    def add(
+        self, step: int, sums: StepSums, norm: Tensor, rate: float, batches: StepBatches
+    ) -> None:
+        """Take in one step; a step that was not finite counts for no mean."""
+        if self.learns:
+            self._losses.append((step, sums.losses / sums.pairs))
+        self.rows += batches.rows
+        self.tokens += batches.tokens
+        if self.ledger is not None:
+            self._seen.append(batches.seen())
         if self.distribution.device.type == "cpu":
             if not bool(torch.isfinite(sums.losses).all()):
                 return
@@ -48,10 +71,39 @@ class Window:
             old = self.terms.get(name)
             self.terms[name] = part.clone() if old is None else old.add_(part)
         self.norm, self.rate = norm, rate
-        self.rows += rows
-        self.tokens += tokens
 
-    def reduced(self) -> dict[str, np.ndarray]:
+    def take_losses(self) -> list[tuple[int, Array]]:
+        """(step, mean loss per task, NaN where absent) of the steps since the last call."""
+        if not self._losses:
+            return []
+        values = torch.stack([losses for _, losses in self._losses]).double().cpu().numpy()
+        found = [(step, row) for (step, _), row in zip(self._losses, values)]
+        self._losses.clear()
+        return found
+
+    def _book(self, seconds: float) -> None:
+        """Write the window into the ledger; its seconds are shared out by examples."""
+        if self.ledger is None or not self._seen:
+            return
+        pairs = np.concatenate([ids for ids, _ in self._seen])
+        tokens = np.concatenate([counts for _, counts in self._seen], axis=1)
+        self.ledger.add(pairs)
+        self.ledger.add(tokens[0], examples=0, tokens=tokens[1])
+        self.ledger.spread_seconds(pairs, seconds)
+        self._seen.clear()
+
+    def ledger_of_all(self) -> Ledger | None:
+        """The ledger so far, summed over processes (all of them have to ask)."""
+        if self.ledger is None:
+            return None
+        self._book(0.0)
+        total = Ledger(self.ledger.names, self.ledger.sizes)
+        table = torch.from_numpy(self.ledger.array()).to(self.distribution.device)
+        self.distribution.sum_([table])
+        total.load_array(table.cpu().numpy())
+        return total
+
+    def reduced(self) -> dict[str, Array]:
         """Sums and pairs of all processes, (2, tasks) float64 per term."""
         world = self.distribution.world
         if world == 1:
@@ -68,8 +120,8 @@ class Window:
 
         return sorted(set(gather_object(list(self.terms))))
 
-    def read(self) -> tuple[dict[str, Any], np.ndarray]:
-        """The log line's numbers and each task's mean loss (tasks,), NaN where unseen; clears."""
+    def read(self) -> dict[str, Any]:
+        """The log line's numbers; starts the next window."""
         sums = self.reduced()
         seconds = max(time.perf_counter() - self.started, 1e-9)
         line: dict[str, Any] = {"loss": None, "terms": {}}
@@ -88,9 +140,9 @@ class Window:
         rows, tokens = self._all_counts()
         line["rows_per_s"] = rows / seconds
         line["tokens_per_s"] = tokens / seconds
+        self._book(seconds)
         self._clear()
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return line, np.where(pairs > 0, losses / pairs, np.nan)
+        return line
 
     def _all_counts(self) -> tuple[int, int]:
         if self.distribution.world == 1:
@@ -110,8 +162,10 @@ class Window:
         """The open window (of all processes), for a checkpoint in its middle."""
         return {name: torch.from_numpy(value) for name, value in self.reduced().items()}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Continue the window on rank 0, which then holds everybody's part."""
+    def restore(self, state: Mapping[str, Tensor], ledger: Mapping[str, Any] | None) -> None:
+        """Continue window and ledger on rank 0, which then holds everybody's part."""
         self._clear()
         if self.distribution.main:
+            if self.ledger is not None and ledger is not None:
+                self.ledger.restore(ledger)
             self.terms = {n: t.float().to(self.distribution.device) for n, t in state.items()}

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from torch import nn
 
 from polytask.errors import ConfigError, suggestion
-from polytask.train.config import StageConfig
+from polytask.train.config import StageConfig, TrainConfig
+from polytask.train.loader import BatchSource, Span
 
 V = TypeVar("V")
 
@@ -119,3 +120,37 @@ def legs(stages: Sequence[StageConfig]) -> tuple[Leg, ...]:
         result.append(Leg(index, start, start + stage.steps, stage))
         start += stage.steps
     return tuple(result)
+
+
+def plan_run(config: TrainConfig, loader: BatchSource) -> tuple[Leg, ...]:
+    """The stages, told to the loader; cut short where a mixture's stopping rule ends the data."""
+    stages = list(config.plan(loader.rows_per_epoch))
+    limit = loader.total_rows
+    if limit is not None and not config.stages:
+        steps = limit // config.batch_size
+        if not steps:
+            raise ConfigError(
+                f"the mixture ends after {limit} rows, before the first batch of "
+                f"{config.batch_size}"
+            )
+        stages = [s.model_copy(update={"steps": min(s.steps, steps)}) for s in stages]
+    planned = legs(stages)
+    micro = config.accumulate
+    loader.plan([Span(leg.config.tasks, leg.start * micro, leg.stop * micro) for leg in planned])
+    return planned
+
+
+def switch_on_checkpointing(model: Any) -> None:
+    """Turn on gradient checkpointing the way the model offers it: by method, or by a switch on
+    some of its modules."""
+    if hasattr(model, "gradient_checkpointing_enable"):
+        model.gradient_checkpointing_enable()
+        return
+    parts: list[Any] = [m for m in model.modules() if hasattr(m, "gradient_checkpointing")]
+    if not parts:
+        raise ConfigError(
+            f"'gradient_checkpointing': {type(model).__name__} has neither a method "
+            "'gradient_checkpointing_enable' nor a module with a 'gradient_checkpointing' switch"
+        )
+    for part in parts:
+        part.gradient_checkpointing = True

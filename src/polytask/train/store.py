@@ -63,6 +63,7 @@ class Store:
             "loader": trainer.loader.state(),
             "gradients": trainer.gradients.state(),
             "skipped": trainer.guard.skipped,
+            "ledger": None if (ledger := trainer.ledger) is None else ledger.state(),
             "stopper": trainer.stopper.state(),
             "scores": {task: dict(metrics) for task, metrics in trainer.scores.items()},
         }
@@ -97,7 +98,7 @@ class Store:
         snapshot.unpack_random(
             self.distribution.device, _part(found, "random"), found.state["random"]
         )
-        trainer.window.restore(_part(found, "window"))
+        trainer.window.restore(_part(found, "window"), found.state["ledger"])
         trainer.loader.restore(found.state["loader"])
         trainer.guard.skipped = found.state["skipped"]
         trainer.stopper.restore(found.state["stopper"])

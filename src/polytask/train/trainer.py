@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from polytask import files, rng
 from polytask.errors import ConfigError, NonFiniteError
+from polytask.mixture.ledger import Ledger
 from polytask.train import checkpoints, snapshot
 from polytask.train.batches import StepBatches
 from polytask.train.config import TrainConfig
@@ -54,7 +55,7 @@ from polytask.train.meters import Window
 from polytask.train.optim import AveragedWeights, build_optimizer, clip_, scale_at, set_scale
 from polytask.train.progress import Progress
 from polytask.train.scores import Scores, Stopper
-from polytask.train.stages import Leg, freeze, legs
+from polytask.train.stages import Leg, freeze, plan_run, switch_on_checkpointing
 from polytask.train.store import Store
 from polytask.train.trackers import Journal
 from polytask.train.weighting import build_weighting
@@ -113,7 +114,7 @@ class Trainer:
         self.evaluator = evaluator
         self.callbacks = tuple(callbacks)
         self.make_gradients = gradients
-        self.legs = legs(config.plan(loader.rows_per_epoch))
+        self.legs = plan_run(config, loader)
         self.total = self.legs[-1].stop
         self.identity = {
             "train": config.model_dump(mode="json"),
@@ -128,7 +129,7 @@ class Trainer:
         self.inner = StepModule(model, objective, self.weighting, len(self.tasks), bf16)
         self.distribution.share_weights([*self.inner.parameters(), *self.inner.buffers()])
         self.ema = AveragedWeights(model, config.ema) if config.ema else None
-        self.window = Window(self.tasks, self.distribution)
+        self.window = Window(self.tasks, self.distribution, loader.ledger, loader.learns)
         self.guard = Guard(
             self.distribution.device,
             self.distribution.device.type == "cpu" or self.distribution.kind == "fsdp2",
@@ -137,6 +138,11 @@ class Trainer:
         self.stopper = Stopper(config.early_stopping, self.tasks)
         self.scores: Scores = {}
         self.step = 0  # updates done
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """What each task has been given so far, over all processes (all have to ask)."""
+        return self.window.ledger_of_all()
 
     # The loop -----------------------------------------------------------------------------------
 
@@ -222,10 +228,12 @@ class Trainer:
             self._handle_bad_steps()
         self.optimizer.zero_grad(set_to_none=True)
         self.weighting.observe(sums.losses, sums.pairs)
-        self.window.add(sums, norm, rate, batches.rows, batches.tokens)
+        self.window.add(step, sums, norm, rate, batches)
 
     def _batches(self, step: int) -> StepBatches:
         first, count = step * self.config.accumulate, self.config.accumulate
+        if self.loader.waits_for_losses(first + count - 1):
+            self._tell_losses()
         found = [self.loader.batch(index)[0] for index in range(first, first + count)]
         return StepBatches(found, self.distribution.device)
 
@@ -243,7 +251,6 @@ class Trainer:
     def _enter(self, leg: Leg, resumed: checkpoints.Checkpoint | None) -> None:
         """Freeze, build the optimiser and gradients, wrap for processes, restore their state."""
         frozen = freeze(self.model, leg.config)
-        self.loader.select(leg.config.tasks)
         self.model.train()
         self.optimizer: torch.optim.Optimizer = build_optimizer(
             self.model, leg.config, self.config, self.weighting
@@ -270,7 +277,8 @@ class Trainer:
 
     def _log(self) -> None:
         self._handle_bad_steps()
-        line, losses = self.window.read()
+        self._tell_losses()
+        line = self.window.read()
         if line["loss"] is None and not self.guard.skipped:
             raise ConfigError(
                 f"the steps up to {self.step} had no loss: no row has a label, or the objective "
@@ -278,7 +286,11 @@ class Trainer:
             )
         self.journal.log(self.step, "train", **line)
         self.progress.train(self.step, line)
-        self.loader.observe(self.step, losses)
+
+    def _tell_losses(self) -> None:
+        """Give the loader each step's mean losses, all that it has not been given yet."""
+        for step, losses in self.window.take_losses():
+            self.loader.observe(step, losses)
 
     def _look_at_conflict(self, step: int, batches: StepBatches) -> None:
         """Log how the tasks' gradients lie to each other, on the step's first micro-batch."""
@@ -344,6 +356,7 @@ class Trainer:
 
     def _save(self, leg: Leg) -> None:
         self._handle_bad_steps()
+        self._tell_losses()
         with self.window.paused():
             self.store.save(self, leg)
 
@@ -362,19 +375,3 @@ class Trainer:
 
     def _leg(self) -> Leg:
         return next(leg for leg in self.legs if leg.start < self.step <= leg.stop)
-
-
-def switch_on_checkpointing(model: Any) -> None:
-    """Turn on gradient checkpointing the way the model offers it: by method, or by a switch on
-    some of its modules."""
-    if hasattr(model, "gradient_checkpointing_enable"):
-        model.gradient_checkpointing_enable()
-        return
-    parts: list[Any] = [m for m in model.modules() if hasattr(m, "gradient_checkpointing")]
-    if not parts:
-        raise ConfigError(
-            f"'gradient_checkpointing': {type(model).__name__} has neither a method "
-            "'gradient_checkpointing_enable' nor a module with a 'gradient_checkpointing' switch"
-        )
-    for part in parts:
-        part.gradient_checkpointing = True
