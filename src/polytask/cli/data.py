@@ -46,9 +46,9 @@ def list_sets(as_json: bool = AS_JSON) -> None:
         table.add_row(row["name"], row["modality"], task, rows, _escaped(licence), here)
     Console().print(table)
     print(
-        "\nyes: on this machine. fetch: 'polytask data fetch NAME' downloads it into the cache."
-        "\n'polytask data show NAME' has the licence in full, the traps, every way to get it, and"
-        "\na task configuration to copy."
+        "\nyes: on this machine. fetch: 'polytask data fetch NAME' downloads it."
+        "\n'polytask data show NAME' has the full licence, the traps, every way to get it"
+        "\nand a task configuration to copy."
     )
 
 

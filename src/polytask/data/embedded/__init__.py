@@ -19,8 +19,8 @@ from polytask.data.embedded import store
 from polytask.data.embedded.catalogue import ENTRIES
 from polytask.data.embedded.columns import ColumnRows
 from polytask.data.embedded.info import EmbeddedInfo
+from polytask.data.embedded.packaged_models import WEIGHTS, weights
 from polytask.data.embedded.sources import cache_root, locate
-from polytask.data.embedded.weights import WEIGHTS, weights
 from polytask.errors import DataError
 
 if TYPE_CHECKING:

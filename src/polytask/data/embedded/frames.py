@@ -58,11 +58,9 @@ def record(data: bytes) -> Any:
         elif name in _TUPLES:
             count = _TUPLES[name]
             stack[len(stack) - count :] = [tuple(stack[len(stack) - count :])]
-        elif name == "STOP":
-            return stack.pop()
-        elif name not in ("PROTO", "FRAME"):
+        elif name not in ("PROTO", "FRAME", "STOP"):
             _build(name, stack)
-    raise ValueError("the file ends before its last instruction")
+    return stack.pop()
 
 
 def _build(name: str, stack: list[Any]) -> None:

@@ -181,6 +181,7 @@ class StandardLibrary:
     """The Python that runs: always here."""
 
     files: tuple[str, ...] = ("**/*.py",)
+    """What is read; the builder walks the folder itself, to stay out of site-packages."""
 
     kind = "python"
     package = "python"

@@ -25,6 +25,7 @@ from polytask.errors import DataError
 from polytask.files import MANIFEST, building, write_json
 
 META = "meta.json"
+_VALUES, _OFFSETS = "#values", "#offsets"
 
 
 def open_splits(entry: Entry) -> dict[str, dict[str, Any]]:
@@ -139,18 +140,30 @@ def _build(entry: Entry, found: tuple[Source, Located], folder: Path) -> None:
 
 
 def _write_split(folder: Path, split: str, columns: Mapping[str, Any]) -> None:
-    """Arrays go to safetensors; text and lists of unequal length to Arrow."""
-    arrays = {name: cells for name, cells in columns.items() if isinstance(cells, np.ndarray)}
-    if arrays:
+    """Numbers go to safetensors (ragged ones as values and offsets), text and bytes to Arrow."""
+    tensors: dict[str, np.ndarray] = {}
+    texts: dict[str, Any] = {}
+    for name, cells in columns.items():
+        first = cells[0]
+        if isinstance(cells, np.ndarray):
+            tensors[name] = np.ascontiguousarray(cells)
+        elif isinstance(first, np.ndarray):
+            tensors[name + _VALUES] = np.concatenate(cells)
+            tensors[name + _OFFSETS] = np.cumsum([0, *map(len, cells)])
+        elif isinstance(first, int | float):
+            tensors[name] = np.asarray(cells)
+        else:
+            texts[name] = cells
+    if tensors:
         from safetensors.numpy import save_file
 
         path = folder / f"{split}.safetensors"
-        save_file({name: np.ascontiguousarray(cells) for name, cells in arrays.items()}, path)
+        save_file(tensors, path)
         path.chmod(0o644)  # safetensors writes files that only their owner may read
-    if len(arrays) < len(columns):
+    if texts:
         import pyarrow as pa
 
-        table = pa.table({n: pa.array(c) for n, c in columns.items() if n not in arrays})
+        table = pa.table({name: pa.array(cells) for name, cells in texts.items()})
         with (
             pa.OSFile(str(folder / f"{split}.arrow"), "wb") as sink,
             pa.ipc.new_file(sink, table.schema) as writer,
@@ -176,21 +189,8 @@ def _read_split(folder: Path, split: str, columns: list[str]) -> dict[str, Any]:
 
         with pa.memory_map(str(folder / f"{split}.arrow")) as source:
             table = pa.ipc.open_file(source).read_all()
-        found |= {name: _arrow_column(table.column(name)) for name in table.column_names}
-    return {column: found[column] for column in columns}
-
-
-def _arrow_column(column: Any) -> Any:
-    """Numbers as an array, lists of numbers as `Ragged`, anything else as the Arrow column."""
-    import pyarrow as pa
-
-    if column.null_count:
-        return column
-    kind = column.type
-    if pa.types.is_floating(kind) or pa.types.is_integer(kind):
-        return column.to_numpy()
-    if pa.types.is_list(kind) and not pa.types.is_nested(kind.value_type):
-        whole = column.combine_chunks()
-        if pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type):
-            return Ragged(whole.values.to_numpy(), whole.offsets.to_numpy())
-    return column
+        found |= {name: table.column(name) for name in table.column_names}
+    for name in columns:
+        if name + _VALUES in found:
+            found[name] = Ragged(found[name + _VALUES], found[name + _OFFSETS])
+    return {name: found[name] for name in columns}
