@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from polytask.data.rows import RowSource
 from polytask.errors import ConfigError
-from polytask.mixture.ledger import Ledger
-from polytask.mixture.sampler import MixtureSampler, build_sampler
+from polytask.mixture.policies import MixtureConfig
 from polytask.models.build import build_model
 from polytask.models.multitask import MultitaskModel
 from polytask.pipeline.config import RunConfig
 from polytask.tasks import LeakReport, Processor, TaskSet, build_tasks, check_leaks
 from polytask.tasks.task import RowGroup
 from polytask.train.distribution import Distribution
-from polytask.train.loader import Loader
+from polytask.train.loader import Loader, make_loader
 
 Say = Callable[[str], None]
 
@@ -34,26 +32,13 @@ class Prepared:
 
     def loader(self, distribution: Distribution) -> Loader:
         """Batches of the mixture, for this process; the ledger counts them."""
-        config, groups = self.config, self.taskset.groups
-        micro, seed = config.train.micro_batch, config.train.seed
-
-        def sampler(chosen: Sequence[int]) -> MixtureSampler:
-            names = [groups[g].name for g in chosen]
-            mixture = config.mixture if len(chosen) == len(groups) else _part(config, names)
-            sizes = [rows_of(groups[g]) for g in chosen]
-            return build_sampler(mixture, names, sizes, seed, micro)
-
-        sizes = [rows_of(g) for g in groups for _ in g.tasks]
-        return Loader(
+        return make_loader(
             self.taskset,
             self.processor,
-            sampler(range(len(groups))),
-            micro,
-            rank=distribution.rank,
-            world=distribution.world,
-            restrict=sampler,
-            prefetch=config.train.prefetch,
-            ledger=Ledger(self.taskset.names, sizes),
+            self.config.train,
+            self.config.mixture,
+            distribution.rank,
+            distribution.world,
         )
 
 
@@ -97,28 +82,10 @@ def single_task(prepared: Prepared, name: str) -> Prepared:
     """The same recipe for one task alone: own processor (same vocabulary), own fresh model."""
     task = next(t for t in prepared.taskset.tasks if t.name == name)
     taskset = TaskSet((RowGroup(task.name, (task,)),))
-    config = prepared.config
+    config = prepared.config.model_copy(update={"mixture": MixtureConfig(policy="uniform")})
     processor = Processor.fit(taskset, config.encoding, prepared.processor.codec)
     model = build_model(config.model, taskset, processor)
-    return replace(prepared, taskset=taskset, processor=processor, model=model)
-
-
-def rows_of(group: RowGroup) -> int | None:
-    """Rows of a group's train split; None for a stream."""
-    source = group.splits["train"]
-    return len(source) if isinstance(source, RowSource) else None
-
-
-def _part(config: RunConfig, names: Sequence[str]) -> Any:
-    """The mixture restricted to some groups, for a stage that trains on them only."""
-    mixture, chosen = config.mixture, set(names)
-    changes: dict[str, Any] = {
-        "weights": {n: w for n, w in mixture.weights.items() if n in chosen},
-        "sizes": {n: s for n, s in mixture.sizes.items() if n in chosen},
-    }
-    if isinstance(mixture.stop, dict):
-        changes["stop"] = {n: e for n, e in mixture.stop.items() if n in chosen} or None
-    return mixture.model_copy(update=changes)
+    return replace(prepared, config=config, taskset=taskset, processor=processor, model=model)
 
 
 def _check_splits(taskset: TaskSet) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 from polytask import files
 from polytask.errors import CheckpointError
 from polytask.evaluate import TaskScore, compare_single, evaluate
+from polytask.mixture.ledger import Ledger
 from polytask.pipeline.config import RunConfig
 from polytask.pipeline.prepare import Prepared, Say, prepare, single_task
 from polytask.pipeline.run import MODEL, Run, save_model
@@ -77,9 +78,6 @@ def fit(prepared: Prepared, folder: Path, steps: int | None = None) -> TrainResu
     plan = config.train if steps is None else _shortened(config.train, steps)
     distribution = Distribution(plan.device)
     loader = prepared.loader(distribution)
-    total = loader.sampler.total_rows
-    if total is not None and plan.steps is not None:
-        plan = plan.model_copy(update={"steps": max(1, min(plan.steps, total // plan.batch_size))})
     trainer = Trainer(
         prepared.model,
         loader,
@@ -94,8 +92,9 @@ def fit(prepared: Prepared, folder: Path, steps: int | None = None) -> TrainResu
         distribution=distribution,
     )
     result = trainer.fit()
-    if distribution.main:
-        record = {"tasks": loader.ledger.rows(), "mixture": _mixture_rows(loader)}
+    ledger = trainer.ledger  # summed over processes, so all of them ask
+    if distribution.main and ledger is not None:
+        record = {"tasks": ledger.rows(), "mixture": _mixture_rows(loader, ledger)}
         files.write_json(folder / "ledger.json", record)
     return result
 
@@ -217,9 +216,9 @@ def _read_ledger(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _mixture_rows(loader: Loader) -> list[dict[str, Any]]:
+def _mixture_rows(loader: Loader, ledger: Ledger) -> list[dict[str, Any]]:
     """What the policy granted each row group, and what it got."""
-    sampler, ledger, rows = loader.sampler, loader.ledger, []
+    rows: list[dict[str, Any]] = []
     first = 0
     examples = []
     for group in loader.taskset.groups:
@@ -227,7 +226,9 @@ def _mixture_rows(loader: Loader) -> list[dict[str, Any]]:
         examples.append(int(ledger.examples[ids].max()))
         first += len(group.tasks)
     total = max(1, sum(examples))
-    for group, weight, seen in zip(loader.taskset.groups, sampler.weights, examples, strict=True):
+    for group, weight, seen in zip(
+        loader.taskset.groups, loader.sampler.weights, examples, strict=True
+    ):
         rows.append(
             {
                 "group": group.name,
