@@ -41,6 +41,7 @@ def train(
     from polytask.pipeline.training import prepare
     from polytask.pipeline.training import train as train_run
 
+    notes = _collect_notes()
     given = [*overrides, *([f"name={name}"] if name else [])]
     path = config or STARTER
     settings = load_config(path, given)
@@ -48,12 +49,17 @@ def train(
     say = (lambda text: None) if as_json else _say
     if check:
         prepared = prepare(settings, base, say)
+        for note in notes:
+            _say(f"note: {note}")
         _say(f"{path}: {len(prepared.taskset.tasks)} tasks, all checks passed")
         return
     run = train_run(settings, out / settings.name, base=base, fresh=fresh, say=say)
     if as_json:
         print(json.dumps(run.scores))
         return
+    if notes:
+        _say(f"\n{len(notes)} notes about the data (all are in the report); the first:")
+        _say(f"  {notes[0].splitlines()[0]}")
     _show(run.scores)
     _say(f"\n[bold]Look at[/bold] {run.report}")
     example = next(iter(settings.tasks))
@@ -71,6 +77,22 @@ def _init(folder: Path) -> None:
         raise ConfigError(f"{path} exists already; rename or remove it first")
     files.write_text(path, text)
     _say(f"wrote {path}. Read it, then: polytask train {path}")
+
+
+def _collect_notes() -> list[str]:
+    """Warnings about data are gathered instead of scrolling by before the progress view."""
+    import logging
+
+    found: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record.getMessage())
+
+    logger = logging.getLogger("polytask.tasks")
+    logger.addHandler(Collect())
+    logger.propagate = False
+    return found
 
 
 def _say(text: str) -> None:

@@ -179,8 +179,10 @@ def _judge(prepared: Prepared, run: Run, tell: Say) -> None:
         mixture=[MixtureRow(**row) for row in booked["mixture"]],
         policy=prepared.config.mixture.policy,
         parameters=sum(p.numel() for p in prepared.model.parameters()),
-        notes=[str(leak) for leak in prepared.leaks.leaks] if prepared.leaks else [],
+        notes=_notes(prepared),
     )
+    if prepared.leaks is not None:
+        files.write_json(run.folder / "leaks.json", prepared.leaks.to_json())
     files.write_json(run.folder / "scores.json", record.to_dict())
     run_report(run.folder)
     shutil.rmtree(run.folder / "single", ignore_errors=True)
@@ -209,6 +211,13 @@ def _single_tasks(prepared: Prepared, folder: Path, tell: Say) -> dict[str, Task
             raise KeyboardInterrupt
         found |= _test(alone)
     return found
+
+
+def _notes(prepared: Prepared) -> list[str]:
+    """What a reader of the scores should know about the data: one line each, the worst first."""
+    leaks = prepared.leaks.leaks if prepared.leaks else ()
+    lines = [str(leak).partition(":\n")[0] for leak in leaks if leak.split == "test"]
+    return [*lines[:5], *prepared.taskset.notes[:5]]
 
 
 def _read_ledger(folder: Path) -> dict[str, Any]:
