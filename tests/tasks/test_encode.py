@@ -467,6 +467,12 @@ def test_vocabulary_and_scales_see_train_rows_only() -> None:
     assert one.layouts == two.layouts
 
 
+def test_texts_that_are_often_shortened_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{**row, "text": row["text"] * (9 if i % 4 else 1)} for i, row in enumerate(reviews())]
+    fitted(Task.from_rows("r", rows, target="label"))
+    assert "of the texts are longer than text_length = 32 tokens" in caplog.text
+
+
 @pytest.mark.slow
 def test_short_texts_encode_fast() -> None:
     rows = reviews(20_000)

@@ -42,11 +42,11 @@ def test_training_windows_end_before_any_judged_future_begins(
 
 def test_a_window_holds_the_steps_before_and_after_its_cut() -> None:
     train = cut([40])["train"]
-    row = train[10]
+    assert train[0]["s"].shape == (3, 1)  # as many steps as the horizon has, at least
+    row = train[8]
     np.testing.assert_array_equal(row["s"][:, 0], np.arange(6, 11))
     np.testing.assert_array_equal(row["future"][:, 0], np.arange(11, 14))
-    assert train[0]["s"].shape == (1, 1)
-    assert train.where(10) == "memory, row 1, steps 11 to 14"
+    assert train.where(8) == "memory, row 1, steps 11 to 14"
 
 
 def test_judged_windows_do_not_overlap_and_cover_the_held_out_steps() -> None:
@@ -56,7 +56,7 @@ def test_judged_windows_do_not_overlap_and_cover_the_held_out_steps() -> None:
 
 
 def test_take_gathers_rows_in_the_order_asked_for() -> None:
-    train = cut([30, 40])["train"]
+    train = cut([40, 50])["train"]
     for row, index in zip(train.take([25, 3, 25]), [25, 3, 25]):
         np.testing.assert_array_equal(row["future"], train[index]["future"])
 
@@ -104,7 +104,7 @@ def test_several_channels_are_forecast_together() -> None:
     )
     assert task.schema == Forecasting(6, 2)
     processor = Processor.fit(TaskSet.of(task), ProcessorConfig(vocab_size=310, series_length=12))
-    row = task.splits["train"][40]  # type: ignore[index]
+    row = task.splits["train"][35]  # type: ignore[index]
     (example,) = processor.encode(0, [row])
     assert example.sequences[0]["series.values"].shape == (12, 2)
     np.testing.assert_allclose(

@@ -26,7 +26,8 @@ from polytask.tasks.dividing import Rows, divide
 from polytask.tasks.finish import check_range, finish_schema
 from polytask.tasks.horizons import FUTURE, window_splits
 from polytask.tasks.layouts import mode_of
-from polytask.tasks.plan import Draft, check_columns, plan
+from polytask.tasks.passages import cut_passages
+from polytask.tasks.plan import Draft, check_columns, passage_column, plan
 from polytask.tasks.scan import Scan, scan
 from polytask.tasks.schemas import (
     SCHEMAS,
@@ -154,7 +155,12 @@ def _finish(drafts: Sequence[Draft], seed: int) -> tuple[RowGroup, list[str]]:
         _checked(draft, schema, k, scans, rows)
         for k, (draft, schema) in enumerate(zip(drafts, schemas, strict=True))
     ]
-    found = {name: View(scans[origin].source, index) for name, (origin, index) in rows.items()}
+    found: dict[str, RowSource] = {
+        name: View(scans[origin].source, index) for name, (origin, index) in rows.items()
+    }
+    if first.kind == "language_model" and first.config.context is not None:
+        column = passage_column(first)
+        found = {n: cut_passages(s, column, first.config.context) for n, s in found.items()}
     return _group(drafts, schemas, found), notes
 
 

@@ -103,7 +103,8 @@ class TaskConfig(Config):
     horizon: int | None = Field(default=None, ge=1)
     """Forecasting: steps to predict."""
     context: int | None = Field(default=None, ge=1)
-    """Forecasting windows cut from long series: steps before the horizon that a window has."""
+    """Forecasting windows cut from long series: steps before the horizon that a window has.
+    Language modelling: words of a passage; longer texts become several rows."""
     stride: int = Field(default=1, ge=1)
     """Forecasting windows: steps from one training window to the next."""
     temperature: float = Field(default=0.07, gt=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,10 @@ from polytask.tasks.templates import Template
 if TYPE_CHECKING:
     from polytask.tasks.encode import Processor, ProcessorConfig
 
+log = logging.getLogger("polytask.tasks")
+
 CHUNK = 4096
+MEASURED_TEXTS = 20_000  # over all tasks, to say how many texts are shortened
 LONGEST_TEXT = 10_000  # characters of one cell that the vocabulary learns from
 
 
@@ -46,6 +50,7 @@ def fit_processor(taskset: TaskSet, config: ProcessorConfig, tokenizer: Any = No
         codec = TextCodec.train(texts, config.vocab_size, config.sentinels, config.modes)
     else:
         codec = TextCodec.of(tokenizer)
+    _say_what_is_shortened(layouts, samples, codec, config)
     fitted = [
         _with_answer_room(layout, group, codec, config)
         for layout, group in zip(layouts, taskset.groups, strict=True)
@@ -92,6 +97,36 @@ def _layout(group: RowGroup, first: int, rows: Sequence[Row], fitter: TableFitte
         feature_width=width,
         series_channels=channels,
     )
+
+
+def _say_what_is_shortened(
+    layouts: Sequence[GroupLayout],
+    samples: Sequence[Sequence[Row]],
+    codec: TextCodec,
+    config: ProcessorConfig,
+) -> None:
+    """Log which tasks' texts are often longer than the model reads."""
+    per_group = max(16, min(200, MEASURED_TEXTS // max(len(layouts), 1)))
+    for layout, rows in zip(layouts, samples, strict=True):
+        fields = [(f, templates[0]) for f, templates in layout.texts if f.slot != "choices"]
+        if not fields:
+            continue
+        lengths = np.zeros(min(len(rows), per_group), np.int64)
+        for _, template in fields:
+            texts = [
+                template.fill(template.contents(row))[:LONGEST_TEXT] for row in rows[:per_group]
+            ]
+            lengths += [len(ids) for ids in codec.encode(texts)]
+        share = float((lengths > config.text_length).mean())
+        if share > 0:
+            log.log(
+                logging.WARNING if share >= 0.5 else logging.INFO,
+                "task '%s': about %.0f %% of the texts are longer than text_length = %d tokens "
+                "and are shortened",
+                layout.tasks[0].name,
+                100 * share,
+                config.text_length,
+            )
 
 
 def _without_rows(task: Any) -> Any:

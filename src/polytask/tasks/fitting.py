@@ -19,7 +19,7 @@ from polytask.tasks.templates import Template, shares
 CHARACTERS_PER_TOKEN = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A template with what stands in its slots; `fixed` contents are never shortened."""
 
@@ -45,17 +45,12 @@ def encode_documents(
     result: list[list[list[int]]] = [[] for _ in documents]
     waiting, limit = list(range(len(documents))), max(room, 1) * CHARACTERS_PER_TOKEN
     while waiting:
-        fitted = _fit(
-            codec,
-            [[_clip(segment, limit) for segment in documents[i]] for i in waiting],
-            room,
-            waiting,
-            where,
-        )
+        clipped = [_clip(documents[i], limit) for i in waiting]
+        fitted = _fit(codec, clipped, room, waiting, where)
         again = []
-        for i, (document, parts) in zip(waiting, fitted, strict=True):
+        for i, start, (document, parts) in zip(waiting, clipped, fitted, strict=True):
             result[i] = parts
-            if _could_hold_more(documents[i], document, limit):
+            if start is not documents[i] and _could_hold_more(start, document, limit):
                 again.append(i)
         waiting, limit = again, limit * 4
     return result
@@ -63,11 +58,11 @@ def encode_documents(
 
 def _fit(
     codec: TextCodec,
-    documents: list[list[Segment]],
+    documents: Sequence[Document],
     room: int,
     numbers: Sequence[int],
     where: Callable[[int], str],
-) -> list[tuple[list[Segment], list[list[int]]]]:
+) -> list[tuple[Document, list[list[int]]]]:
     """Documents that fit, with their ids, per segment."""
     flat = iter(codec.encode([segment.text for document in documents for segment in document]))
     result = [(document, [next(flat) for _ in document]) for document in documents]
@@ -86,25 +81,30 @@ def _length(parts: Sequence[Sequence[int]]) -> int:
     return sum(len(part) for part in parts)
 
 
-def _clip(segment: Segment, limit: int) -> Segment:
-    if segment.fixed or all(len(content) <= limit for content in segment.contents):
-        return segment
-    return Segment(segment.template, [content[:limit] for content in segment.contents])
+def _clip(document: Document, limit: int) -> Document:
+    """The document itself, or one whose slots hold at most `limit` characters."""
+    long = [not s.fixed and any(len(c) > limit for c in s.contents) for s in document]
+    if not any(long):
+        return document
+    return [
+        Segment(s.template, [content[:limit] for content in s.contents]) if cut else s
+        for s, cut in zip(document, long, strict=True)
+    ]
 
 
-def _could_hold_more(whole: Document, fitted: Document, limit: int) -> bool:
+def _could_hold_more(clipped: Document, fitted: Document, limit: int) -> bool:
     """Whether a slot was clipped before encoding and then not shortened any further."""
     return any(
-        len(content) > limit and len(kept) == limit
-        for segment, short in zip(whole, fitted, strict=True)
-        if not segment.fixed
-        for content, kept in zip(segment.contents, short.contents, strict=True)
+        len(kept) == limit
+        for before, after in zip(clipped, fitted, strict=True)
+        if not before.fixed
+        for kept in after.contents
     )
 
 
 def _shorten(
-    codec: TextCodec, documents: Sequence[list[Segment]], room: int, places: Sequence[str]
-) -> list[tuple[list[Segment], list[list[int]]]]:
+    codec: TextCodec, documents: Sequence[Document], room: int, places: Sequence[str]
+) -> list[tuple[Document, list[list[int]]]]:
     """One round: cut the slots of every document by as much as it is over, encode again."""
     encoded = iter(codec.encode_offsets([s.text for document in documents for s in document]))
     shorter = [

@@ -98,13 +98,14 @@ def cut_windows(
 
     The shares `valid` and `test` are of each series' steps, at least one horizon where above 0.
     Judged windows do not overlap; training windows start `stride` steps apart and have at least
-    one step of past.
+    as many steps of past as of future (or `context`, if that is fewer).
     """
     owners: dict[str, list[Ints]] = {name: [] for name in SPLITS}
     cuts: dict[str, list[Ints]] = {name: [] for name in SPLITS}
     widths, values = _read(source, columns)
     for number, series in enumerate(values):
-        for name, starts in _starts(len(series), horizon, stride, valid, test).items():
+        found = _starts(len(series), horizon, min(context, horizon), stride, valid, test)
+        for name, starts in found.items():
             kept = starts[_observed(series, starts, context, horizon)]
             owners[name].append(np.full(len(kept), number, np.int64))
             cuts[name].append(kept)
@@ -164,7 +165,9 @@ def _observed(values: Floats, starts: Ints, context: int, horizon: int) -> npt.N
     return np.asarray((past > 0) & (future > 0), bool)
 
 
-def _starts(steps: int, horizon: int, stride: int, valid: float, test: float) -> dict[str, Ints]:
+def _starts(
+    steps: int, horizon: int, shortest: int, stride: int, valid: float, test: float
+) -> dict[str, Ints]:
     """First steps of the futures of one series, per split."""
 
     def held(share: float) -> int:
@@ -179,7 +182,7 @@ def _starts(steps: int, horizon: int, stride: int, valid: float, test: float) ->
         return np.arange(first, stop - horizon + 1, horizon, dtype=np.int64)
 
     return {
-        "train": np.arange(1, end_train - horizon + 1, stride, dtype=np.int64),
+        "train": np.arange(shortest, end_train - horizon + 1, stride, dtype=np.int64),
         "valid": judged(end_train, end_valid),
         "test": judged(end_valid, steps),
     }

@@ -78,6 +78,16 @@ def plan(name: str, config: TaskConfig, sources: Mapping[str, Source]) -> Draft:
     return replace(draft, fields=_fields(draft, inputs))
 
 
+def passage_column(draft: Draft) -> str:
+    """The one text column that a language model's passages are cut from."""
+    columns = next(f for f in draft.fields if f.modality == "text").columns
+    if len(columns) != 1:
+        raise TaskError(
+            f"{draft.what}: 'context' cuts one text column into passages, not {len(columns)}"
+        )
+    return columns[0]
+
+
 def check_columns(draft: Draft, columns: Sequence[str]) -> None:
     """`TaskError` naming the first column that a source lacks, with the nearest it has."""
     for source in draft.sources.values():

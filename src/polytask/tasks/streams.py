@@ -56,6 +56,8 @@ class HeldRows:
 def stream_sources(draft: Draft, run_seed: int) -> dict[str, Source]:
     """Train as a stream, valid and test as rows held in memory."""
     config = draft.config.split
+    if draft.kind == "language_model" and draft.config.context is not None:
+        raise TaskError(f"{draft.what}: a stream's texts are not cut into passages; omit 'context'")
     if draft.windows:
         raise TaskError(f"{draft.what}: forecasting windows cannot be cut from a stream")
     if config.kind in ("group", "time"):

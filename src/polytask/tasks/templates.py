@@ -65,6 +65,8 @@ class Template:
 
     def fill(self, contents: Sequence[str]) -> str:
         """The text with `contents` in the slots, in order."""
+        if len(contents) == 1:  # the common case, and this runs once a row
+            return f"{self.literals[0]}{contents[0]}{self.literals[1]}"
         parts = [self.literals[0]]
         for content, literal in zip(contents, self.literals[1:], strict=True):
             parts.append(content)
