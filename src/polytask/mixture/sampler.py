@@ -159,12 +159,21 @@ class MixtureSampler:
             raise ValueError(f"cannot draw {n} rows from row {start_row}")
         parts: list[tuple[Ints, Ints, Ints]] = [(_NONE, _NONE, _NONE)]
         row, end = start_row, start_row + n
-        while row < (end := int(min(end, self._end_seen_from(row)))):
+        while row < end and row < (end := int(min(end, self._end_seen_from(row)))):
             first, chunk = self._chunk(row)
             here = slice(row - first, end - first)
             parts.append((chunk.group[here], chunk.index[here], chunk.epoch[here]))
             row = first + len(chunk)
         return Draw(*(np.concatenate(column) for column in zip(*parts)))
+
+    def ready_rows(self) -> int | None:
+        """Rows whose round an adaptive policy has decided; None where nothing waits for losses.
+
+        Tell all losses so far (`observe`) before drawing beyond, so that a decision does not depend
+        on how far ahead somebody reads.
+        """
+        plan = self._plan
+        return plan.rounds * plan.length * self._width if isinstance(plan, RoundsPlan) else None
 
     def observe(self, step: int, losses: Sequence[float] | Floats) -> None:
         """Tell an adaptive policy the mean losses up to update `step`, (groups,); NaN: not seen.
@@ -274,7 +283,7 @@ class MixtureSampler:
         what: list[Any] = [self.names, self.sizes, stop, self.shuffle, self._limits.tolist()]
         if self.policy.adaptive:
             kind = type(self.policy)
-            settings = asdict(self.policy) if is_dataclass(self.policy) else {}
+            settings: dict[str, Any] = asdict(self.policy) if is_dataclass(self.policy) else {}
             what += [kind.__qualname__, settings, self.batch_size, round_rows, smoothing]
         else:
             what += [self._weights().tolist(), self._width]

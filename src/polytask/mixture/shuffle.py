@@ -37,18 +37,18 @@ def permute(
     """
     words = [np.asarray(x).astype(np.uint64) for x in (group, epoch, position, size)]
     arrays: list[Words] = list(np.broadcast_arrays(*words))
-    groups, epochs, here, sizes = arrays
-    if here.size and bool((here >= sizes).any()):
+    shape = arrays[0].shape
+    groups, epochs, here, sizes = (array.ravel() for array in arrays)
+    if bool((here >= sizes).any()):
         raise ValueError("a position lies beyond the size")
     base: Words = np.full(here.shape, rng.derive(seed, "shuffle"), dtype=np.uint64)
     key = _mix(_mix(base + groups * _STEP) + epochs * _STEP)
     out = _feistel(here, sizes, key)
-    astray = np.flatnonzero(out.ravel() >= sizes.ravel())
+    astray = np.flatnonzero(out >= sizes)
     while astray.size:
-        flat = out.reshape(-1)
-        flat[astray] = _feistel(flat[astray], sizes.ravel()[astray], key.ravel()[astray])
-        astray = astray[flat[astray] >= sizes.ravel()[astray]]
-    return out.astype(np.int64)
+        out[astray] = _feistel(out[astray], sizes[astray], key[astray])
+        astray = astray[out[astray] >= sizes[astray]]
+    return out.astype(np.int64).reshape(shape)
 
 
 def _feistel(value: Words, size: Words, key: Words) -> Words:
