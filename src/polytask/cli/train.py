@@ -38,7 +38,7 @@ def train(
         _init(init)
         return
     from polytask.pipeline import load_config
-    from polytask.pipeline.training import prepare
+    from polytask.pipeline.prepare import prepare
     from polytask.pipeline.training import train as train_run
 
     notes = _collect_notes()

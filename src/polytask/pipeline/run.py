@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polytask import files
+from polytask.data import DataSpec, open_rows
 from polytask.data.rows import Row
 from polytask.errors import CheckpointError
 from polytask.infer.predict import Answer, Predictor
 from polytask.models.multitask import MultitaskModel
 from polytask.pipeline.config import RunConfig, read_resolved
+from polytask.tasks import RowGroup, TaskSet, build_tasks
 from polytask.tasks.encode import Processor
+
+if TYPE_CHECKING:
+    from polytask.evaluate import TaskScore
 
 MODEL = "model"  # folder with the weights, the model's shape and the processor
 
@@ -67,6 +73,48 @@ class Run:
     def predict(self, task: str, rows: Sequence[Row]) -> list[Answer]:
         """Answers of one task for rows that have its input columns."""
         return self.predictor().predict(task, rows)
+
+    def evaluate(
+        self,
+        data: str | Mapping[str, Any] | None = None,
+        *,
+        tasks: Sequence[str] | None = None,
+        split: str = "test",
+        batch_size: int = 256,
+        resume_file: Path | None = None,
+    ) -> dict[str, TaskScore]:
+        """Scores by task, on the run's own split or on the labelled rows of `data`.
+
+        `data` (a path, 'hub:ID', 'embedded:NAME' or mapping) holds rows for the one task named.
+        """
+        from polytask.evaluate import evaluate
+
+        taskset = self._own_tasks() if data is None else self._tasks_on(data, tasks or (), split)
+        return evaluate(
+            self.model,
+            taskset,
+            self.processor,
+            split,
+            batch_size,
+            resume_file=resume_file,
+            tasks=tasks,
+        )
+
+    def _own_tasks(self) -> TaskSet:
+        base = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))["base"]
+        return build_tasks(self.config.tasks, Path(base), self.config.seed)
+
+    def _tasks_on(self, data: Any, tasks: Sequence[str], split: str) -> TaskSet:
+        """The run's tasks with `data` as the split of the named one's row group."""
+        source = open_rows(DataSpec.of(data), Path())
+        owners = {self.processor.group_of(name) for name in tasks}
+        groups = []
+        for number, layout in enumerate(self.processor.layouts):
+            rows = {split: source} if number in owners else {}
+            groups.append(
+                RowGroup(layout.name, tuple(replace(t, splits=rows) for t in layout.tasks))
+            )
+        return TaskSet(tuple(groups))
 
     def _complete(self) -> None:
         if not (self.folder / MODEL).is_dir():

@@ -62,7 +62,7 @@ def train(
         tell(f"{run.folder} is finished; --fresh trains it again")
         return run
     prepared = prepare(config, base, tell)
-    _write_config(run.folder, prepared)
+    _write_config(run.folder, prepared, base)
     result = fit(prepared, run.folder)
     if result.stopped == "interrupted":
         raise KeyboardInterrupt
@@ -249,15 +249,18 @@ def _mixture_rows(loader: Loader, ledger: Ledger) -> list[dict[str, Any]]:
     return rows
 
 
-def _write_config(folder: Path, prepared: Prepared) -> None:
+def _write_config(folder: Path, prepared: Prepared, base: Path) -> None:
     """config.json, unless an unfinished run of another configuration is there."""
     run = Run(folder)
     if (folder / "config.json").is_file():
         _same_config(run, prepared.config)
         return
-    files.write_json(
-        folder / "config.json", {"config": prepared.config.resolved(), "environment": environment()}
-    )
+    record = {
+        "config": prepared.config.resolved(),
+        "base": str(base.resolve()),
+        "environment": environment(),
+    }
+    files.write_json(folder / "config.json", record)
 
 
 def _same_config(run: Run, config: RunConfig) -> None:
