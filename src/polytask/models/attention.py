@@ -51,16 +51,24 @@ def _with_bias(mask: Tensor | None, bias: Tensor, causal: bool) -> Tensor:
 
 
 def _explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """softmax(q k' / sqrt(E)) v with the softmax in float32."""
-    if q.shape[1] != k.shape[1]:
-        groups = q.shape[1] // k.shape[1]
+    """softmax(q k' / sqrt(E) + mask) v as two batched products; softmax sums in float32."""
+    rows, heads, length, width = q.shape
+    keys = k.shape[2]
+    if k.shape[1] != heads:
+        groups = heads // k.shape[1]
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    score = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    q, k, v = q.reshape(-1, length, width), k.reshape(-1, keys, width), v.reshape(-1, keys, width)
     if causal:
-        future = torch.ones(score.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-        score = score.masked_fill(future, float("-inf"))
-    elif mask is not None:
-        score = (
-            score.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else score + mask
-        )
-    return torch.softmax(score, -1, dtype=torch.float32).to(v.dtype) @ v
+        mask = torch.ones(1, 1, length, keys, dtype=torch.bool, device=q.device).tril()
+    if mask is None:
+        score = torch.bmm(q * width**-0.5, k.transpose(1, 2))
+    else:
+        if mask.dtype == torch.bool:
+            # The most negative number, not infinity: a row that sees nothing stays finite.
+            mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(
+                ~mask, torch.finfo(q.dtype).min
+            )
+        mask = mask.to(q.dtype).expand(rows, heads, mask.shape[2], keys)
+        mask = mask.reshape(-1, mask.shape[2], keys)
+        score = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=width**-0.5)
+    return torch.bmm(score.softmax(-1).to(v.dtype), v).view(rows, heads, length, width)
