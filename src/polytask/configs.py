@@ -81,7 +81,9 @@ def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
             if field is not None:
                 following += _models_in(field.annotation)
         here = following or here
-    return sorted({name for current in here for name in current.model_fields})
+    return sorted(
+        {field.alias or name for current in here for name, field in current.model_fields.items()}
+    )
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -244,6 +244,20 @@ def test_unreadable_times_are_shown() -> None:
         )  # fmt: skip
 
 
+def test_rows_without_a_group_are_shown_when_split_by_group() -> None:
+    rows = [{**row, "who": None if i == 4 else f"p{i % 9}"} for i, row in enumerate(reviews())]
+    with pytest.raises(DataError, match="row 5: the group to split by is missing"):
+        Task.from_rows(
+            "r", rows, target="label", inputs={"text": "text"},
+            split={"kind": "group", "by": "who"},
+        )  # fmt: skip
+
+
+def test_misspelt_schema_key_is_told_its_own_name() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'shema'\. Did you mean 'schema'"):
+        build_tasks({"r": {"data": reviews(), "shema": "classification"}})
+
+
 def test_embedded_data_of_an_unknown_name_names_the_nearest() -> None:
     with pytest.raises(UserError, match="Did you mean 'digits'"):
         build_tasks({"d": {"data": "embedded:digts"}})

@@ -170,11 +170,11 @@ def test_a_hundred_thousand_short_rows_take_seconds() -> None:
     task = given_task("a", rows[:90_000], rows[90_000:])
     started = time.process_time()
     check_leaks(TaskSet.of(task))
-    assert time.process_time() - started < 10
+    assert time.process_time() - started < 20
 
 
 def test_a_thousand_small_tasks_are_checked_quickly() -> None:
     tasks = [given_task(f"t{i}", texts(8, seed=i), texts(3, seed=10_000 + i)) for i in range(1000)]
     started = time.process_time()
     assert found(*tasks) == {}
-    assert time.process_time() - started < 10
+    assert time.process_time() - started < 20

@@ -128,6 +128,7 @@ def _group_key(data: str, draft: Draft) -> str:
         [repr(f) for f in draft.fields],
         draft.config.split.model_dump_json(),
         window if draft.windows else None,
+        draft.config.categories,
         None if shares else draft.name,
     )
     return json.dumps(parts)
@@ -221,7 +222,7 @@ def _drop_unlabelled(drafts: Sequence[Draft], scans: dict[str, Scan]) -> list[st
                 f"{drafts[0].what}: the given split '{name}' has no labels and is not used"
             )
             del scans[name]
-    if "test" not in scans and "valid" in scans:
+    if drafts[0].config.split.kind is None and "test" not in scans and "valid" in scans:
         scans["test"] = scans.pop("valid")
         notes.append(f"{drafts[0].what}: the given valid split is used as test")
     return notes
@@ -232,6 +233,7 @@ def _kept(drafts: Sequence[Draft], schemas: Sequence[Schema], s: Scan) -> np.nda
     config = drafts[0].config
     bad = dict(s.bad)
     labelled = [draft.label_columns for draft in drafts]
+    read_by = splits.READERS[config.split.kind or "random"]
     for i in range(len(s)):
         if i in bad:
             continue
@@ -249,10 +251,9 @@ def _kept(drafts: Sequence[Draft], schemas: Sequence[Schema], s: Scan) -> np.nda
         if not some:
             columns = ", ".join(f"'{c}'" for c in dict.fromkeys(sum(labelled, ())))
             bad[i] = f"the target is missing (empty or NaN in column {columns})"
-        elif i not in bad and config.split.kind in ("time", "given") and s.by:
-            read = splits.time_of if config.split.kind == "time" else splits.given_part
+        elif i not in bad and s.by:
             try:
-                read(s.by[i])
+                read_by(s.by[i])
             except ValueError as error:
                 bad[i] = str(error)
     _problems(drafts, s, bad).conclude(len(s) - len(bad))

@@ -29,7 +29,7 @@ class SplitConfig(Config):
     given: by the data (files per split, or a column `by` with split names). random: by a hash of
     each row's inputs, so the split does not depend on the order of rows, equal rows are never in
     two splits, and classes keep their shares. group: all rows with one value of `by` stay
-    together. time: the latest by `by` are test, those before valid.
+    together. time: the latest by `by` (the last rows without it) are test, those before valid.
     """
 
     kind: SplitKind | None = None

@@ -30,7 +30,7 @@ def divide(
     draft, config = drafts[0], drafts[0].config.split
     chosen = derive(seed if config.seed is None else config.seed, "rows")
     if WHOLE in scans:
-        part = _parts(draft, drafts, schemas, config, scans[WHOLE], kept[WHOLE], chosen)
+        part = _parts(draft, schemas, config, scans[WHOLE], kept[WHOLE], chosen)
         rows: Rows = {
             name: (WHOLE, kept[WHOLE][index]) for name, index in splits.parts_of(part).items()
         }
@@ -50,7 +50,7 @@ def divide(
         )
         if config.kind is None and missing.valid + missing.test > 0:
             train = kept["train"]
-            part = _parts(draft, drafts, schemas, missing, scans["train"], train, chosen)
+            part = _parts(draft, schemas, missing, scans["train"], train, chosen)
             for name, index in splits.parts_of(part).items():
                 rows[name] = ("train", train[index])
     for name in ("train", *(n for n in ("valid", "test") if getattr(config, n) > 0)):
@@ -69,7 +69,6 @@ def divide(
 
 def _parts(
     draft: Draft,
-    drafts: Sequence[Draft],
     schemas: Sequence[Schema],
     config: SplitConfig,
     s: Scan,

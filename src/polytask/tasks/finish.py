@@ -30,7 +30,7 @@ from polytask.tasks.schemas import (
     label_key,
     split_labels,
 )
-from polytask.tasks.schemas.values import _plane
+from polytask.tasks.schemas.values import plane_of
 
 MOST_CLASSES = 10_000
 LARGEST_MAP = 64  # pixels a side of a guessed label grid
@@ -142,13 +142,13 @@ def _forecasting(draft: Draft, labels: Sequence[Any]) -> Schema:
 
 def _dense(draft: Draft, labels: Sequence[Any]) -> Schema:
     config, classes = draft.config, draft.config.classes
-    first = _plane(labels[0])
+    first = plane_of(labels[0])
     height = config.height or min(first.shape[0], LARGEST_MAP)
     width = config.width or min(first.shape[1], LARGEST_MAP)
     if classes is None:
         top = 0
         for label in labels:
-            plane = _plane(label)
+            plane = plane_of(label)
             known = plane[~np.isnan(plane)]
             if (known != np.floor(known)).any() or (known < -100).any() or (known > 255).any():
                 return Dense(None, height, width)

@@ -7,7 +7,7 @@ exact duplicates. Streams are split by position, in blocks, so seeking stays imm
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -124,6 +124,21 @@ def given_part(value: Any) -> int:
         raise ValueError(f"split {value!r} is none of train, valid, test")
     return SPLITS.index(name)
 
+
+def group_of(value: Any) -> Any:
+    """The group that a cell names."""
+    if is_missing(value):
+        raise ValueError("the group to split by is missing")
+    return value
+
+
+READERS: dict[str, Callable[[Any], Any]] = {
+    "given": given_part,
+    "time": time_of,
+    "group": group_of,
+    "random": lambda value: value,
+}
+"""How each kind of split reads its column; `ValueError` for a cell that it cannot use."""
 
 BLOCK = 1000
 

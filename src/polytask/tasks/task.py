@@ -58,7 +58,7 @@ class Task:
         `config` as in `TaskConfig` (schema, inputs, target, template, classes, split, ...); what
         is left out is guessed.
 
-        >>> rows = [{"text": f"a film, no. {i}", "label": ("good", "bad")[i % 2]} for i in range(40)]
+        >>> rows = [{"text": f"film no. {i}", "label": ("good", "bad")[i % 2]} for i in range(40)]
         >>> Task.from_rows("reviews", rows, target="label").schema.classes
         ('bad', 'good')
         """

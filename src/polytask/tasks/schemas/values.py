@@ -171,7 +171,7 @@ class Dense(Schema):
         """(height, width): int64 classes with -100 = unknown, or float32 with NaN = unknown."""
         if is_missing(value):
             raise ValueError("the map is missing")
-        array = _plane(value)
+        array = plane_of(value)
         rows = (np.arange(self.height) * array.shape[0]) // self.height
         columns = (np.arange(self.width) * array.shape[1]) // self.width
         array = np.asarray(array[rows[:, None], columns[None, :]])
@@ -190,7 +190,7 @@ class Dense(Schema):
         return np.asarray(array, np.int64)
 
 
-def _plane(value: Any) -> npt.NDArray[np.float64]:
+def plane_of(value: Any) -> npt.NDArray[np.float64]:
     """A two-dimensional float64 array from an array, a path or encoded bytes."""
     if isinstance(value, str | bytes | Path):
         import io
