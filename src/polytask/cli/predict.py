@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ def predict(
     run: Path = typer.Argument(help="A run folder, as `polytask train` leaves it."),
     file: str = typer.Argument(help="Rows: a file, a folder of images, hub:ID or embedded:NAME."),
     task: str = typer.Option(..., help="Which of the run's tasks to answer."),
+    split: str | None = typer.Option(None, help="Which split, where the data has several."),
     out: Path | None = typer.Option(
         None, help="Write rows with their answers here (.csv, .tsv, .jsonl or .parquet)."
     ),
@@ -27,6 +29,7 @@ def predict(
 ) -> None:
     """Answer a task for the rows of a file, with a trained run."""
     from polytask.data import DataSpec, open_rows
+    from polytask.data.rows import RowSource
     from polytask.errors import DataError
     from polytask.pipeline import load_run
 
@@ -34,11 +37,11 @@ def predict(
         raise DataError(f"--out {out}: choose one of {', '.join(FORMATS)}")
     found = load_run(run)
     found.processor.group_of(task)
-    source = open_rows(DataSpec.of(file), Path())
+    source = open_rows(DataSpec.of(file).model_copy(update={"split": split}), Path())
     rows = (
-        list(source.read_from(0))
-        if hasattr(source, "read_from")
-        else source.take(range(len(source)))
+        source.take(range(len(source)))
+        if isinstance(source, RowSource)
+        else list(islice(source.read_from(0), limit))
     )
     rows = rows[:limit]
     answers = found.predictor(batch_size).predict(task, rows)
