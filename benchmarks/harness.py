@@ -1,0 +1,109 @@
+"""Timing side by side: everything runs in alternating order in one process, medians are compared.
+
+A machine's speed drifts; a ratio of medians of runs that took turns drifts little. Times are wall
+clock; a warm-up run of each comes first and is not counted.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Seconds per run: every run, and the medians, by name in the order given."""
+
+    seconds: dict[str, list[float]]
+
+    @property
+    def medians(self) -> dict[str, float]:
+        return {name: statistics.median(runs) for name, runs in self.seconds.items()}
+
+    def ratios(self, to: str | None = None) -> dict[str, float]:
+        """How many times longer each takes than `to` (the first, unless named)."""
+        medians = self.medians
+        base = medians[to or next(iter(medians))]
+        return {name: seconds / base for name, seconds in medians.items()}
+
+    def spread(self, name: str) -> float:
+        """Interquartile range over the median: how far to trust the figure."""
+        runs = self.seconds[name]
+        low, middle, high = statistics.quantiles(runs, n=4)
+        return (high - low) / middle
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "medians": self.medians, "ratios": self.ratios()}
+
+
+def compare(
+    runs: Mapping[str, Callable[[], object]],
+    repeats: int = 7,
+    warm_up: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Comparison:
+    """Time functions in turns: a, b, c, then c, b, a, and so on, `repeats` times each.
+
+    `clock` may be `time.process_time` where other programs share the machine.
+    """
+    for _ in range(warm_up):
+        for function in runs.values():
+            function()
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for turn in range(repeats):
+            order = list(runs.items())
+            for name, function in order if turn % 2 == 0 else reversed(order):
+                gc.collect()
+                begin = clock()
+                function()
+                seconds[name].append(clock() - begin)
+    finally:
+        if collecting:
+            gc.enable()
+    return Comparison(seconds)
+
+
+def versions(packages: Sequence[str] = ()) -> dict[str, str]:
+    """Python, the packages named, and the threads that torch (if loaded) may use."""
+    import os
+
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    found |= {name: importlib.metadata.version(name) for name in packages}
+    found["threads"] = os.environ.get("OMP_NUM_THREADS", f"default ({os.cpu_count()} cores)")
+    return found
+
+
+def show_versions(packages: Sequence[str] = ()) -> dict[str, str]:
+    """Print the versions in one line; returns them for `--json`."""
+    found = versions(packages)
+    print(", ".join(f"{name} {version}" for name, version in found.items()), flush=True)
+    return found
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Aligned columns: text to the left, numbers to the right with three digits that matter."""
+
+    def text(cell: object) -> str:
+        if isinstance(cell, float):
+            return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.3g}"
+        return str(cell)
+
+    cells = [list(head), *([text(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[at]) for row in cells) for at in range(len(head))]
+    right = [all(isinstance(row[at], int | float) for row in rows) for at in range(len(head))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(row, widths, right)
+        ).rstrip()
+        for row in cells
+    )
