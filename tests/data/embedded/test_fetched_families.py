@@ -325,7 +325,9 @@ def test_chitchat_rows_are_dialogues_with_ratings(tmp_path: Path) -> None:
 def test_cldr_names_join_languages_by_sign(tmp_path: Path) -> None:
     names = {
         "en": {"🐈": ("cat", ["pet"]), "€": ("euro", []), "🐕": ("dog", [])},
-        "fr": {"🐈": ("chat", ["animal", "félin"]), "🐢": ("tortue", [])},
+        "fr": {"🐈": ("chat", ["animal", "félin"]), "🐢": ("tortue", []), "🐕": ("dog", [])},
+        "hr": {"🐈": ("mačka", []), "🐕": ("pas", [])},
+        "sr": {"🐈": ("mačka", []), "🐕": ("пас", [])},
     }
     for locale in cldr.LOCALES:
         entries = {
@@ -339,9 +341,10 @@ def test_cldr_names_join_languages_by_sign(tmp_path: Path) -> None:
     rows = joined(build("cldr-names", tmp_path))
     found = {(r["emoji"], r["language"], r["name"], r["keywords"], r["english"]) for r in rows}
     assert found == {
-        ("🐈", "en", "cat", "pet", "cat"),
-        ("🐕", "en", "dog", "", "dog"),
         ("🐈", "fr", "chat", "animal | félin", "cat"),
+        ("🐈", "hr", "mačka", "", "cat"),
+        ("🐕", "hr", "pas", "", "dog"),
+        ("🐕", "sr", "пас", "", "dog"),
     }
     assert len({row["split"] for row in rows if row["emoji"] == "🐈"}) == 1
 
@@ -371,15 +374,25 @@ def test_iconify_aliases_are_followed_and_turned(tmp_path: Path) -> None:
     assert icons["kitty"].flip_x and not icons["puss"].flip_x and icons["puss"].quarter_turns == 1
 
 
+def painted(svg: str) -> np.ndarray:
+    """Pixels that depend on the body of the SVG alone."""
+    body = svg.removesuffix("</svg>").partition(">")[2]
+    rng = np.random.default_rng(list(body.encode()))
+    return rng.integers(0, 256, (48, 48, 4)).astype(np.uint8)
+
+
 def painter(monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """A renderer that always draws the same picture; its pixels."""
-    pixels = np.random.default_rng(0).integers(0, 256, (48, 48, 4)).astype(np.uint8)
-    png = io.BytesIO()
-    Image.fromarray(pixels, "RGBA").save(png, "PNG")
+    """Puts `painted` in the renderer's place; the pixels of the empty drawing."""
+
+    def svg_to_bytes(svg_string: str) -> list[int]:
+        png = io.BytesIO()
+        Image.fromarray(painted(svg_string), "RGBA").save(png, "PNG")
+        return list(png.getvalue())
+
     module = ModuleType("resvg_py")
-    module.svg_to_bytes = lambda svg_string: list(png.getvalue())  # type: ignore[attr-defined]
+    module.svg_to_bytes = svg_to_bytes  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "resvg_py", module)
-    return pixels
+    return painted("")
 
 
 def test_flips_and_turns_move_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -400,22 +413,31 @@ def test_ink_over_white_is_alpha_blending() -> None:
 def test_emoji_pictures_have_every_style_of_every_common_subject(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pixels = painter(monkeypatch)
+    painter(monkeypatch)
     for style in emoji.STYLES:
-        content = json.loads(json.dumps(SET))
+        content = json.loads(json.dumps(SET).replace("/>", f" {style}/>"))
+        content["icons"]["zebra"] = content["icons"]["cat"]
         if style == "twemoji":
             del content["icons"]["odd"]
         folder = tmp_path / f"npm-iconify-json-{style}" / "package"
         write(folder / "icons.json", json.dumps(content))
-        categories = {"Animals & Nature": ["cat", "dog"], "Objects": ["odd"], "Extras": ["kitty"]}
+        categories = {
+            "Animals & Nature": ["cat", "dog", "zebra"],
+            "Objects": ["odd"],
+            "Extras": ["kitty"],
+        }
         write(folder / "metadata.json", json.dumps({"categories": categories}))
     globs = tuple(f"npm-iconify-json-{s}/package/*.json" for s in emoji.STYLES)
     located = Located(tmp_path, globs, "iconify-emoji", "x")
     rows = joined(dict(ENTRIES.get("emoji-pictures").build(located)))
+    # 'zebra' is drawn like 'cat' and counts once; 'odd' is not in all five sets.
     assert Counter(row["name"] for row in rows) == {"cat": 5, "dog": 5}
     assert {row["style"] for row in rows} == set(emoji.STYLES)
     assert {row["category"] for row in rows} == {"Animals & Nature"}
     for row in rows:
+        pixels = painted(
+            f">{SET['icons'][row['name']]['body'].replace('/>', ' ' + row['style'] + '/>')}"
+        )
         assert np.array_equal(row["mask"], pixels[..., 3]) and row["image"].shape == (48, 48, 3)
     for name in ("cat", "dog"):
         assert len({row["split"] for row in rows if row["name"] == name}) == 1

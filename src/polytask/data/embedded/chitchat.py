@@ -55,6 +55,7 @@ SETS = (
                     "schema": "regression",
                     "inputs": {"text": "text"},
                     "target": "interesting",
+                    "max_bad": 0.2,
                 },
                 "chitchat-language": {
                     "data": "embedded:chitchat",

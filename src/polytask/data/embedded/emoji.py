@@ -124,9 +124,14 @@ def _build(located: Located) -> Splits:
     rows: dict[str, list[Any]] = {
         name: [] for name in ("image", "mask", "style", "name", "category")
     }
+    drawn: set[bytes] = set()
     for name in common:
-        for style, icons in sets.items():
-            pixels = render(icons[name])
+        pictures = {style: render(icons[name]) for style, icons in sets.items()}
+        keys = {picture.tobytes() for picture in pictures.values()}
+        if keys & drawn:
+            continue  # another name for a subject that is here already
+        drawn |= keys
+        for style, pixels in pictures.items():
             cells = (on_white(pixels), pixels[..., 3], style, name, category[name])
             for column, cell in zip(rows, cells, strict=True):
                 rows[column].append(cell)
@@ -182,7 +187,7 @@ SETS = (
             ),
             tasks={
                 "emoji-category": _task("category"),
-                "emoji-style": _task("style"),
+                "emoji-style": _task("style") | {"classes": list(STYLES)},
             },
             classes=CATEGORIES,
             fixed=False,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -113,10 +113,8 @@ def _monthly(file: str, horizon: int) -> Builder:
         rows: list[Series] = []
         for s in read_collection(located, file):
             if s.period == "monthly":
-                for history, future in windows(s, horizon):
-                    rows.append(
-                        Series(s.name, s.period, s.kind, s.description, history, future, s.split)
-                    )
+                rows += [replace(s, history=h, future=f) for h, f in windows(s, horizon)]
+        rows = _without_copies(rows)
         columns = _columns(rows)
         columns["future"] = np.stack(columns["future"])
         return by_split(columns, [row.split for row in rows])
@@ -124,8 +122,13 @@ def _monthly(file: str, horizon: int) -> Builder:
     return build
 
 
+def _without_copies(series: list[Series]) -> list[Series]:
+    """The first of those with equal histories; the competitions hold some series twice."""
+    return list({s.history.tobytes(): s for s in series[::-1]}.values())[::-1]
+
+
 def _kind(located: Located) -> Splits:
-    series = read_collection(located, "m3_data.json")
+    series = _without_copies(read_collection(located, "m3_data.json"))
     columns = {
         "series": [s.name for s in series],
         "period": [s.period for s in series],
@@ -169,7 +172,7 @@ def _forecasting(horizon: int) -> dict[str, Any]:
 _WINDOWS = (
     f"Histories hold at most the last {CONTEXT} months and may be shorter; scale each by its own "
     "history. Test and valid rows are the official last window of held-out series; training "
-    "series give earlier windows too. Series of one economy move together: that is not removed."
+    "series give earlier windows too. Copies are dropped; series of one economy move together."
 )
 _WHOLE = (
     "Whole series: 'history' is the competition's training part, 'future' the official horizon "
@@ -191,7 +194,7 @@ SETS = (
         "m3_data.json",
         _kind,
         "Values are raw: level and length tell much (most 'other' series have their own length). "
-        "Same split by series as m3-monthly.",
+        "Copies are dropped; same split by series as m3-monthly.",
         {"schema": "classification", "inputs": {"series": "values"}, "target": "kind"},
         ("micro", "industry", "macro", "finance", "demographic", "other"),
     ),

@@ -14,7 +14,7 @@ from typing import Any
 
 from polytask.data.embedded.info import EmbeddedInfo, Entry, Splits
 from polytask.data.embedded.sources import Located, Wheel
-from polytask.data.embedded.splits import by_split, normal, split_of
+from polytask.data.embedded.splits import SPLITS, by_split, normal, split_of
 from polytask.rng import generator
 
 LANGUAGES = {
@@ -33,6 +33,7 @@ LANGUAGES = {
 }
 PAIRED = ("de", "fr", "es", "it", "pt_BR", "nl", "ru")
 _BLOCK = 16
+TextPair = tuple[str, str]
 _PLACEHOLDER = re.compile(r"%\(\w+\)\w|%[sd]|\{\w*\}")
 
 
@@ -96,13 +97,13 @@ def _pairs(located: Located) -> Splits:
     messages = read_messages(located.files())
     columns: dict[str, list[str]] = {"english": [], "other": [], "language": [], "label": []}
     splits: list[str] = []
-    for language in PAIRED:
-        texts = messages[language]
-        rows = _once([(eng, text, language) for eng, text in texts.items() if _letters(text)])
-        rows = list({normal(row[0]): row for row in rows[::-1]}.values())[::-1]
-        for split in ("train", "valid", "test"):
-            chosen = [row[:2] for row in rows if _split(row[0]) == split]
-            for label, pairs in (("yes", chosen), ("no", swapped(chosen, f"{language}/{split}"))):
+    right = _right_pairs(messages)
+    taken = {_key(pair) for pairs in right.values() for pair in pairs}
+    for language, rows in right.items():
+        for split in SPLITS:
+            chosen = [pair for pair in rows if _split(pair[0]) == split]
+            wrong = swapped(chosen, f"{language}/{split}", taken)
+            for label, pairs in (("yes", chosen), ("no", wrong)):
                 for english, other in pairs:
                     columns["english"].append(english)
                     columns["other"].append(other)
@@ -112,11 +113,29 @@ def _pairs(located: Located) -> Splits:
     return by_split(columns, splits)
 
 
-def swapped(pairs: list[tuple[str, str]], stream: str) -> list[tuple[str, str]]:
+def _right_pairs(messages: dict[str, dict[str, str]]) -> dict[str, list[TextPair]]:
+    """Language -> pairs; English and translation once per language, a pair in one language only."""
+    taken: set[TextPair] = set()
+    found: dict[str, list[TextPair]] = {}
+    for language in PAIRED:
+        rows = [(eng, text, language) for eng, text in messages[language].items()]
+        rows = _once([row for row in rows if _letters(row[1])])
+        rows = list({normal(row[0]): row for row in rows[::-1]}.values())[::-1]
+        found[language] = [row[:2] for row in rows if _key(row[:2]) not in taken]
+        taken.update(_key(pair) for pair in found[language])
+    return found
+
+
+def _key(pair: TextPair) -> TextPair:
+    return normal(pair[0]), normal(pair[1])
+
+
+def swapped(pairs: list[TextPair], stream: str, taken: set[TextPair]) -> list[TextPair]:
     """Every English text with another's translation, alike in placeholders and length.
 
     Pairs are ordered by placeholders and length and translations handed round in blocks, so each
     text serves once in a right pair and once in a wrong one: neither side alone tells the label.
+    No wrong pair is in `taken` (right in some language, or used already); new ones are added.
     """
     if len(pairs) < 2:
         return []
@@ -129,9 +148,19 @@ def swapped(pairs: list[tuple[str, str]], stream: str) -> list[tuple[str, str]]:
         dealt = generator(0, "embedded", "translation-pairs", stream, number).permutation(
             len(block)
         )
-        ring = [block[i] for i in dealt]
-        wrong += [(ring[i][0], ring[i - 1][1]) for i in range(len(ring))]
+        wrong += _dealt([block[i] for i in dealt], taken)
     return wrong
+
+
+def _dealt(ring: list[TextPair], taken: set[TextPair]) -> list[TextPair]:
+    """Translations handed on by the first number of places that gives no pair of `taken`."""
+    for step in range(1, len(ring)):
+        wrong = [(ring[i][0], ring[i - step][1]) for i in range(len(ring))]
+        keys = {_key(pair) for pair in wrong}
+        if keys.isdisjoint(taken):
+            taken |= keys
+            return wrong
+    return []
 
 
 _SOURCES = (Wheel("django", ("django/**/locale/*/LC_MESSAGES/*.mo",)),)
