@@ -224,6 +224,16 @@ def test_grey_and_float_images_become_bytes_of_three_equal_channels() -> None:
         np.testing.assert_array_equal(example.sequences[0]["image.pixels"], np.stack([grey] * 3))
 
 
+def test_dense_labels_are_grids_beside_their_picture() -> None:
+    rows = [{"image": row["image"], "mask": (row["image"] > 127).astype(np.uint8)}
+            for row in pictures()]  # fmt: skip
+    task = Task.from_rows("d", rows, target="mask", schema="dense", inputs={"image": "image"})
+    for row, example in zip(rows, fitted(task).encode(0, rows), strict=True):
+        assert example.sequences[0]["image.pixels"].shape == (3, 6, 6)
+        np.testing.assert_array_equal(example.targets[0], row["mask"])
+        assert example.targets[0].dtype == np.int64
+
+
 def test_rows_without_a_label_for_a_task_have_no_target_for_it() -> None:
     rows = pictures()
     config = {"data": rows, "inputs": {"image": "image"}}

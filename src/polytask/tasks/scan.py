@@ -21,7 +21,7 @@ from polytask.tasks.schemas import is_missing, words_of
 from polytask.tasks.sequences import candidates_of
 from polytask.tasks.task import Field
 
-IMAGES_DECODED = 20_000  # of a source; further ones are decoded when they are used
+IMAGES_DECODED = 5_000  # of a source, evenly spread; further ones are decoded when used
 
 
 @dataclass
@@ -82,7 +82,7 @@ def _check(f: Field, max_cell: int, size: int) -> Check:
     if f.modality == "text":
         return lambda row, _: _text_fault(row, f, max_cell)
     if f.modality == "image":
-        every = max(1, size // IMAGES_DECODED)
+        every = max(1, -(-size // IMAGES_DECODED))
         return lambda row, number: _image_fault(row[f.columns[0]], number % every == 0)
     if f.modality == "series":
         return lambda row, _: _fault(series_values, row, f.columns)
