@@ -203,6 +203,16 @@ def test_ray_without_the_extra_says_how_to_install_it(
         prove(study(), backend="ray", cache=tmp_path)
 
 
+@pytest.mark.sockets
+@pytest.mark.slow
+@pytest.mark.enable_socket
+def test_ray_gives_the_results_of_this_process(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    here = prove(study(), seeds=2, cache=tmp_path / "here")
+    there = prove(study(), seeds=2, backend="ray", threads=1, cache=tmp_path / "there")
+    assert there.judgements == here.judgements
+
+
 SCRIPT = """
 import sys
 from pathlib import Path

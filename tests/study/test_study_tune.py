@@ -34,7 +34,7 @@ def test_every_arm_gets_the_whole_grid_and_its_own_best(tmp_path: Path) -> None:
         metric="accuracy",
         own={"method": {"radius": [0.0, 0.5]}},
         cache=tmp_path,
-        executor=Executor(workers=2),
+        executor=Executor(workers=0),
     )
     assert tuning.chosen == {"plain": {"lr": 0.1}, "method": {"lr": 0.2, "radius": 0.5}}
     assert tuning.trials == {"plain": 6, "method": 12}

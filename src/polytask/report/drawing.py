@@ -24,8 +24,15 @@ DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 # Colours that stand for a role; each occurs in no palette, so it can be replaced in the SVG.
 INK, SOFT, GRID, PAPER = "#1c2024", "#5c636b", "#dfe2e6", "#fefefe"
-_ROLES = {INK: "var(--ink)", SOFT: "var(--soft)", GRID: "var(--grid)", PAPER: "var(--paper)"}
-BETTER, WORSE = "#2166ac", "#b2552b"  # ends of the diverging scale
+BETTER, WORSE = "#1d5c9e", "#a0481f"
+_ROLES = {
+    INK: "var(--ink)",
+    SOFT: "var(--soft)",
+    GRID: "var(--grid)",
+    PAPER: "var(--paper)",
+    BETTER: "var(--better)",
+    WORSE: "var(--worse)",
+}
 WIDTH = 7.2  # inches: the text column
 
 
@@ -85,6 +92,7 @@ def style() -> Iterator[Any]:
         "xtick.major.size": 0,
         "ytick.major.size": 0,
         "text.color": INK,
+        "text.parse_math": False,  # names are names, dollar signs included
         "lines.linewidth": 1.8,
         "legend.frameon": False,
         "legend.fontsize": 9,
@@ -110,12 +118,16 @@ def finish(figure: Any, folder: Path, name: str, title: str, caption: str) -> Pi
     """Write NAME.png into `folder` (whole or not at all) and give the picture for the page."""
     import matplotlib
 
+    # Place and measure everything once, not at every save.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    around = figure.get_tightbbox().padded(0.12)  # inches
     with files.writing(folder / f"{name}.png") as aside:
-        figure.savefig(aside, format="png", dpi=160, bbox_inches="tight", pad_inches=0.12)
+        figure.savefig(aside, format="png", dpi=160, bbox_inches=around)
     out = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
         metadata = {"Date": None, "Creator": None}
-        figure.savefig(out, format="svg", bbox_inches="tight", pad_inches=0.12, metadata=metadata)
+        figure.savefig(out, format="svg", bbox_inches=around, metadata=metadata)
     return Picture(name, themed(out.getvalue(), name, title), title, caption)
 
 
@@ -139,10 +151,10 @@ def themed(svg: str, name: str, title: str) -> str:
 
 
 def diverging() -> Any:
-    """From worse (rust) over paper to better (blue)."""
+    """From worse (rust) over paper to better (blue), the same in both themes."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    return LinearSegmentedColormap.from_list("polytask", [WORSE, "#f3f1ee", BETTER])
+    return LinearSegmentedColormap.from_list("polytask", ["#b2552b", "#f3f1ee", "#2166ac"])
 
 
 def ink_on(rgba: Sequence[float]) -> str:

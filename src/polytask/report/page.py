@@ -16,7 +16,7 @@ _CSS = """
   --paper:#16191d; --band:#1f2429; --better:#7db4ea; --worse:#e79a72; } }
 * { box-sizing: border-box; }
 body { margin:0; background:var(--paper); color:var(--ink); font:16px/1.55 var(--sans); }
-main { max-width: 46rem; margin: 0 auto; padding: 3rem 1.25rem 5rem; }
+main { max-width: 50rem; margin: 0 auto; padding: 3rem 1.25rem 5rem; }
 h1 { font-size: 1.9rem; line-height:1.2; letter-spacing:-.01em; margin: 0 0 .4rem; }
 h2 { font-size: 1.2rem; margin: 3rem 0 .6rem; letter-spacing:-.005em; }
 h3 { font-size: 1rem; margin: 1.8rem 0 .4rem; }
@@ -31,10 +31,11 @@ table { border-collapse: collapse; width: 100%; font-size: .9rem;
   font-variant-numeric: tabular-nums; }
 th { text-align: left; color: var(--soft); font-weight: 500; font-size:.82rem;
   vertical-align: bottom; }
-th, td { padding: .38rem .8rem .38rem 0; border-bottom: 1px solid var(--grid); }
+th, td { padding: .38rem 1rem .38rem 0; border-bottom: 1px solid var(--grid); }
 td { vertical-align: top; }
 th:last-child, td:last-child { padding-right: 0; }
-.n { text-align: right; white-space: nowrap; }
+.n { text-align: right; white-space: nowrap; } .whole { white-space: nowrap; }
+table.wide td:first-child { min-width: 15rem; }
 tr.total td { font-weight: 600; border-bottom: 0; }
 figure { margin: 1rem 0 1.2rem; } figure svg { display:block; width:100%; height:auto; }
 figcaption { color: var(--soft); font-size: .85rem; margin-top:.35rem; }
@@ -70,20 +71,26 @@ def paragraph(text: str, kind: str = "") -> str:
     return f"<p{attribute}>{escape(text)}</p>"
 
 
-def figure(picture: Picture | None) -> str:
-    """A picture with its caption."""
+def figure(picture: Picture | None, caption: bool = True) -> str:
+    """A picture with its caption (left out where the same one stood above)."""
     if picture is None:
         return ""
-    return f"<figure>\n{picture.svg}\n<figcaption>{escape(picture.caption)}</figcaption>\n</figure>"
+    below = f"\n<figcaption>{escape(picture.caption)}</figcaption>" if caption else ""
+    return f"<figure>\n{picture.svg}{below}\n</figure>"
 
 
 Cell = str | tuple[str, str]  # text, or (text, class)
 
 
 def table(
-    heads: Sequence[str], rows: Iterable[Sequence[Cell]], left: int = 1, total: bool = False
+    heads: Sequence[str],
+    rows: Iterable[Sequence[Cell]],
+    left: int = 1,
+    total: bool = False,
+    wide: bool = False,
 ) -> str:
-    """A table; the first `left` columns are words, the others numbers. `total`: last row is one."""
+    """A table; the first `left` columns are words, the others numbers. `total`: the last row is
+    one. `wide`: the first column holds sentences."""
     found = list(rows)
     if not found:
         return ""
@@ -101,8 +108,9 @@ def table(
         inside = "".join(cell("td", i, content) for i, content in enumerate(row))
         lines.append(f"<tr{last}>{inside}</tr>")
     body = "\n".join(lines)
+    kind = ' class="wide"' if wide else ""
     return (
-        f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n'
+        f'<div class="scroll"><table{kind}>\n<thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{body}\n</tbody></table></div>"
     )
 

@@ -36,7 +36,7 @@ def arms(
     folder: Path,
 ) -> Picture:
     """One metric: a row per arm, a dot per seed, a line through each seed's dots, the mean with
-    its 95 % interval below the dots."""
+    its 95% interval below the dots."""
     with style() as figure_class:
         figure = figure_class(figsize=(WIDTH, 0.9 + 0.62 * len(names)))
         ax = figure.subplots()
@@ -83,8 +83,8 @@ def arms(
         ax.set_xlabel(f"{plain_metric(metric)}   ({better} is better)")
         caption = (
             "Every dot is one seed; a grey line joins the runs that share it (same data, same "
-            "initialisation). Below: the mean with its 95 % interval over seeds, which includes "
-            "what the arms share; what is judged are the differences in the next picture."
+            "initialisation). Below: the mean with its 95% interval over seeds, which includes "
+            "what the arms share; what is judged are the paired differences above."
         )
         title = f"{plain_metric(metric)} of every arm and seed"
         return finish(figure, folder, f"arms-{_plain(metric)}", title, caption)

@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 
 from polytask import files
+from polytask.evaluate.intervals import Interval
 from polytask.report import page as html
 from polytask.report import proof_figures as draw
 from polytask.report.drawing import looks
@@ -15,9 +16,9 @@ from polytask.study.records import QUANTITIES
 
 _TONE = {"shown": "better", "contradicted": "worse"}
 _ANSWER = {
-    "shown": "The claim holds on these seeds.",
-    "contradicted": "The opposite of the claim holds on these seeds.",
-    "not shown": "These seeds do not decide the claim.",
+    "shown": "What was claimed holds on these seeds.",
+    "contradicted": "The opposite of what was claimed holds on these seeds.",
+    "not shown": "These seeds do not suffice to show all that was claimed.",
     "not judged": "Nothing was judged.",
 }
 
@@ -51,54 +52,54 @@ def _head(evidence: Evidence) -> str:
             f"<h1>{escape(evidence.title or evidence.name)}</h1>",
             f'<p class="lead"><span class="verdict {tone}">{escape(evidence.verdict)}</span> '
             f"{_ANSWER[evidence.verdict]}</p>",
-            html.paragraph(_clean(evidence.reason, evidence.verdict), "soft"),
+            html.paragraph(f"{evidence.reason[:1].upper()}{evidence.reason[1:]}.", "soft"),
             html.items(evidence.warnings),
         ]
     )
 
 
-def _clean(reason: str, verdict: str) -> str:
-    """The reason without the verdict it may begin with, as a sentence."""
-    text = reason.removeprefix(f"{verdict}: ")
-    return f"{text[:1].upper()}{text[1:]}." if text else ""
-
-
 def _claims(evidence: Evidence, pictures: Path) -> str:
     """Each claim with its numbers, claims before ablations."""
-    heads = ["claim", "verdict", "gain", "interval (t)", "interval (bootstrap)", "p"]
     corrected = evidence.correction == "holm"
-    if corrected:
-        heads.append("p, Holm")
+    heads = ["claim", "verdict", "gain", "interval", "p (Holm)" if corrected else "p"]
     ordered = sorted(evidence.judgements, key=lambda j: j.claim.kind == "ablation")
     rows = [_claim_row(j, corrected) for j in ordered]
     note = (
         "Gain: paired difference over seeds, in units of the metric, positive where the claim "
-        "points. p is that of the paired t test against the margin."
+        "points. p is that of the paired t test against the margin"
     )
-    if corrected:
-        note += " Verdicts use Holm's correction for the number of claims."
+    note += ", corrected for the number of claims (Holm)." if corrected else "."
+    both = [
+        (j.claim.text, *("–" if i is None else _between(i) for i in (j.t, j.bootstrap)), _p(j.p))
+        for j in ordered
+    ]
     return html.section(
         "Claims",
-        html.table(heads, rows, left=2),
+        html.table(heads, rows, left=2, wide=True),
         html.paragraph(note, "soft small"),
         html.figure(draw.differences(evidence, pictures)),
+        html.folded(
+            "Both intervals",
+            html.table(["claim", "Student's t", "bootstrap", "p, uncorrected"], both, wide=True),
+        ),
     )
 
 
 def _claim_row(judgement: Judgement, corrected: bool) -> list[html.Cell]:
     claim = judgement.claim
-    tone = _TONE.get(judgement.verdict, "")
-    text = ("ablation: " if claim.kind == "ablation" else "") + claim.text
-    cells: list[html.Cell] = [text, (judgement.verdict, tone)]
-    found = judgement.t
-    cells.append(signed(found.mean if found else None))
-    for interval in (judgement.t, judgement.bootstrap):
-        known = interval is not None
-        cells.append(f"{signed(interval.low)} to {signed(interval.high)}" if known else "–")
-    cells.append(_p(judgement.p))
-    if corrected:
-        cells.append(_p(judgement.p_adjusted))
-    return cells
+    text = ("Ablation: " if claim.kind == "ablation" else "") + claim.text
+    interval = judgement.t if claim.interval == "t" else judgement.bootstrap
+    return [
+        text,
+        (judgement.verdict, f"{_TONE.get(judgement.verdict, '')} whole".strip()),
+        signed(interval.mean if interval else None),
+        "–" if interval is None else _between(interval),
+        _p(judgement.p_adjusted if corrected else judgement.p),
+    ]
+
+
+def _between(interval: Interval) -> str:
+    return f"{signed(interval.low)} to {signed(interval.high)}"
 
 
 def _p(value: float | None) -> str:
@@ -110,11 +111,12 @@ def _p(value: float | None) -> str:
 def _arms(evidence: Evidence, pictures: Path) -> str:
     """A picture per metric that is claimed about, and the means of all metrics."""
     look = looks(list(evidence.arms))
-    figures = []
+    figures: list[str] = []
     directions = {j.claim.metric: j.claim.higher_is_better for j in evidence.judgements}
     for metric, up in directions.items():
         names = [n for n, arm in evidence.arms.items() if metric in arm.trials[0].metrics]
-        figures.append(html.figure(draw.arms(evidence, metric, names, up, look, pictures)))
+        picture = draw.arms(evidence, metric, names, up, look, pictures)
+        figures.append(html.figure(picture, caption=not figures))
     metrics = list(
         dict.fromkeys(m for arm in evidence.arms.values() for m in arm.trials[0].metrics)
     )
@@ -158,7 +160,7 @@ def _budgets(evidence: Evidence) -> str:
     return html.section(
         "Budgets",
         html.table(["spent per seed", *used], rows),
-        html.table(["compared", "quantity", "widest gap", "allowed"], checks, left=2),
+        html.table(["compared", "quantity", "widest gap", "allowed"], checks, left=2, wide=True),
     )
 
 

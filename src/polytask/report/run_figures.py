@@ -3,7 +3,7 @@
 gains      who gains from training together: relative gain per task with its interval
 dumbbell   the values behind it: single-task and multitask per task, on the metric's own axis
 curves     validation metric per task over steps; losses per task over steps
-conflict   do the tasks' gradients pull the same way, per pair and per layer group
+conflict   do the tasks' gradients pull the same way, per pair and per part of the model
 transfer   who helps whom
 mixture    what the policy asked for and what was drawn
 """
@@ -32,9 +32,14 @@ from polytask.report.drawing import (
     short,
     style,
 )
-from polytask.report.layout import MixtureRow, RunScores, TaskRow, Transfer
+from polytask.report.layout import MixtureRow, RunScores, Transfer
 from polytask.report.words import metric_name, number, percent, plain_metric, verdict
 
+_SHARES = {
+    "accuracy", "pixel_accuracy", "macro_f1", "micro_f1", "auroc", "mean_average_precision",
+    "exact_match", "token_f1", "rouge_l", "mrr", "miou", "hamming", "recall@1", "recall@5",
+    "recall@10",
+}  # fmt: skip
 _SIDE = {"better": BETTER, "worse": WORSE, "same": SOFT, "": SOFT}
 
 
@@ -89,39 +94,55 @@ def gains(scores: RunScores, folder: Path) -> Picture | None:
 
 
 def dumbbell(scores: RunScores, looks: Mapping[str, Look], folder: Path) -> Picture | None:
-    """Single-task and multitask values, one panel per metric (per task where units differ)."""
+    """Single-task and multitask values: shares on one axis of their own; metrics with units, which
+    have no common axis, as change in per cent with the values written beside."""
     rows = [t for t in scores.tasks if t.single is not None and t.multitask is not None]
-    if not rows:
+    shares = [t for t in rows if t.metric in _SHARES]
+    others = [t for t in rows if t.metric not in _SHARES and t.single]
+    panels = [part for part in (shares, others) if part]
+    if not panels:
         return None
-    panels: dict[str, list[TaskRow]] = {}
-    for t in rows:
-        own = t.unit.startswith("units")
-        panels.setdefault(f"{t.metric}/{t.task}" if own else t.metric, []).append(t)
-    heights = [0.62 + 0.34 * len(tasks) for tasks in panels.values()]
+    heights = [0.75 + 0.34 * len(part) for part in panels]
     with style() as figure_class:
         figure = figure_class(figsize=(WIDTH, sum(heights) + 0.35), layout="constrained")
         axes = np.atleast_1d(figure.subplots(len(panels), 1, height_ratios=heights))
-        for ax, tasks in zip(axes, panels.values(), strict=True):
-            for y, t in enumerate(tasks):
-                colour = looks[t.task].colour
-                ax.plot([t.single, t.multitask], [y, y], color=colour, lw=2.6, alpha=0.5)
-                ax.plot([t.single], [y], "o", ms=8, mfc=PAPER, mec=colour, mew=2)
-                ax.plot([t.multitask], [y], "o", ms=9, color=colour)
-            _rows_axis(ax, [short(t.task) for t in tasks])
-            unit = f", {tasks[0].unit}" if tasks[0].unit else ""
-            better = "right" if tasks[0].higher_is_better else "left"
-            ax.set_xlabel(f"{plain_metric(tasks[0].metric)}{unit}   ({better} is better)")
+        for ax, part in zip(axes, panels, strict=True):
+            for y, t in enumerate(part):
+                single, multi = float(t.single or 0.0), float(t.multitask or 0.0)
+                at = (single, multi) if part is shares else (0.0, 100 * (multi / single - 1))
+                _pair(ax, at, y, looks[t.task])
+                if part is others:
+                    said = f"{number(single)} → {number(multi)}"
+                    ax.text(
+                        1.01,
+                        y,
+                        said,
+                        transform=ax.get_yaxis_transform(),
+                        va="center",
+                        fontsize=8.5,
+                        color=SOFT,
+                    )
+            named = [f"{short(t.task)} · {metric_name(t.metric, t.higher_is_better)}" for t in part]
+            _rows_axis(ax, named)
             ax.grid(axis="y", visible=False)
             ax.margins(x=0.08)
-        axes[0].plot([], [], "o", ms=8, mfc=PAPER, mec=SOFT, mew=2, label="one model per task")
-        axes[0].plot([], [], "o", ms=9, color=SOFT, label="one model for all tasks")
+            ax.set_xlabel("value" if part is shares else "change of the value, %")
+        for label, face in (("one model per task", PAPER), ("one model for all tasks", SOFT)):
+            axes[0].plot([], [], "o", ms=8, mfc=face, mec=SOFT, mew=2, label=label)
         axes[0].legend(
             loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0.2, handletextpad=0.2
         )
         caption = (
-            "Both models were judged on the same rows; hollow: single-task, filled: multitask."
+            "Both were judged on the same rows. Arrows after a metric's name say which way is "
+            "better; whether a difference is more than chance is in the picture above."
         )
         return finish(figure, folder, "dumbbell", "Multitask and single-task models", caption)
+
+
+def _pair(ax: Any, at: tuple[float, float], y: int, look: Look) -> None:
+    ax.plot(at, [y, y], color=look.colour, lw=2.6, alpha=0.5)
+    ax.plot(at[:1], [y], look.marker, ms=8, mfc=PAPER, mec=look.colour, mew=2)
+    ax.plot(at[1:], [y], look.marker, ms=9, color=look.colour)
 
 
 def _rows_axis(ax: Any, names: Sequence[str]) -> None:
@@ -159,9 +180,10 @@ def curves(
             x, y = np.asarray(steps, float), np.asarray(values, float)
             if smooth and len(y) > 8:
                 ax.plot(x, y, color=colour, lw=0.8, alpha=0.3)
-                ax.plot(x, _smoothed(y), color=colour)
+                ax.plot(x, _smoothed(y), color=colour, ls=looks[task].dash)
             else:
-                ax.plot(x, y, color=colour, marker="o" if len(y) < 25 else "", ms=3.5)
+                marker = looks[task].marker if len(y) < 25 else ""
+                ax.plot(x, y, color=colour, ls=looks[task].dash, marker=marker, ms=3.5)
             ax.set_title(titles.get(task, short(task, 24)), fontsize=9, color=INK, pad=3)
             ax.margins(y=0.12)
             ax.locator_params(axis="y", nbins=4)
@@ -173,48 +195,57 @@ def curves(
 
 
 def _smoothed(values: Any) -> Any:
-    """Exponential mean over about a fifteenth of the curve, corrected for its start."""
-    keep = 1 - 1 / max(2.0, len(values) / 15)
-    out, total, weight = np.empty(len(values)), 0.0, 0.0
-    for i, value in enumerate(values):
-        if np.isfinite(value):
-            total, weight = keep * total + value, keep * weight + 1
-        out[i] = total / weight if weight else np.nan
-    return out
+    """Centred mean over about a tenth of the curve; the window shrinks at both ends."""
+    half = max(1, len(values) // 20)
+    known = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(known)])
+    at = np.arange(len(values))
+    reach = np.minimum(half, np.minimum(at, len(values) - 1 - at))
+    first, last = at - reach, at + reach + 1
+    count = counts[last] - counts[first]
+    return np.where(count > 0, (sums[last] - sums[first]) / np.maximum(count, 1), np.nan)
 
 
-def conflict(
-    tasks: Sequence[str], mean: Mapping[str, Any], logged: int, folder: Path
-) -> Picture | None:
-    """Cosines of the tasks' gradients: all parameters as a map, layer groups as a strip."""
-    if len(tasks) < 2 or "all" not in mean:
-        return None
-    groups = [g for g in mean if g != "all"]
-    off = ~np.eye(len(tasks), dtype=bool)
+def conflict_map(tasks: Sequence[str], mean: Any, logged: int, folder: Path) -> Picture:
+    """Cosine of every two tasks' gradients over all shared parameters, each pair once."""
+    table = np.asarray(mean, float).copy()
+    table[np.triu_indices(len(tasks))] = np.nan
+    size = 0.5 * len(tasks) + 1.2
     with style() as figure_class:
-        side = 0.42 * len(tasks) + 1.4
-        height = max(side, 0.27 * len(groups) + 1.2)
-        figure = figure_class(figsize=(WIDTH, height), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=[1.5, 1])
-        _map(left, np.asarray(mean["all"], float), tasks, lambda v: f"{v:.2f}", 1.0)
-        left.set_title("cosine of two tasks' gradients")
-        for y, group in enumerate(groups):
-            table = np.asarray(mean[group], float)[off]
-            table = table[np.isfinite(table)]
-            colours = [WORSE if v < 0 else BETTER for v in table]
-            right.scatter(table, [y] * len(table), s=14, c=colours, alpha=0.45, lw=0)
-            if len(table):
-                right.plot([table.mean()], [y], "|", ms=13, mew=2.4, color=INK)
-        right.axvline(0, color=INK, lw=1)
-        _rows_axis(right, [short(g, 20) for g in groups])
-        right.set_xlabel("cosine, one dot per pair of tasks")
-        right.set_title("by part of the model")
-        right.grid(axis="y", visible=False)
+        figure = figure_class(figsize=(min(WIDTH, size + 1.2), size), layout="constrained")
+        ax = figure.subplots()
+        _map(ax, table[1:, :-1], tasks[1:], tasks[:-1], lambda v: number(v, 2), 1.0)
         caption = (
-            f"Mean over {logged} logged steps. Negative (rust): a step for one task undoes part of "
-            "the other's; 0: they do not touch. The bar marks the mean over pairs."
+            f"Cosine of two tasks' gradients, mean over {logged} logged steps. Below 0 (rust): a "
+            "step for one undoes part of the other's. 0: they do not touch. 1 (blue): the same "
+            "direction."
         )
-        return finish(figure, folder, "conflict", "Gradient conflict", caption)
+        return finish(figure, folder, "conflict", "Gradient conflict between tasks", caption)
+
+
+def conflict_parts(tasks: int, mean: Mapping[str, Any], folder: Path) -> Picture | None:
+    """The same per part of the model: one dot per pair of tasks."""
+    parts = [name for name in mean if name != "all"]
+    if not parts:
+        return None
+    below = np.tril_indices(tasks, -1)
+    with style() as figure_class:
+        figure = figure_class(figsize=(WIDTH, 0.9 + 0.33 * len(parts)))
+        ax = figure.subplots()
+        for y, name in enumerate(parts):
+            values = np.asarray(mean[name], float)[below]
+            values = values[np.isfinite(values)]
+            colours = [WORSE if v < 0 else BETTER for v in values]
+            ax.scatter(values, [y] * len(values), s=20, c=colours, alpha=0.4, lw=0)
+            if len(values):
+                ax.plot([values.mean()], [y], "|", ms=14, mew=2.6, color=INK)
+        ax.axvline(0, color=INK, lw=1)
+        _rows_axis(ax, [short(name, 24) for name in parts])
+        ax.set_xlabel("cosine of two tasks' gradients")
+        ax.grid(axis="y", visible=False)
+        caption = "By part of the model: a dot per pair of tasks, the bar is their mean."
+        return finish(figure, folder, "conflict-parts", "Gradient conflict by part", caption)
 
 
 def transfer(found: Transfer, folder: Path) -> Picture:
@@ -228,7 +259,8 @@ def transfer(found: Transfer, folder: Path) -> Picture:
     with style() as figure_class:
         figure = figure_class(figsize=(min(WIDTH, size + 0.9), size), layout="constrained")
         ax = figure.subplots()
-        _map(ax, shown, found.tasks, lambda v: percent(v).replace("\u202f%", ""), most)
+        bare = lambda v: percent(v).removesuffix("\u202f%")
+        _map(ax, shown, found.tasks, found.tasks, bare, most)
         ax.set_xlabel("... changes this task, %")
         ax.set_ylabel("adding this task ...")
         with_j = "together with" if found.mode == "pairs" else "instead of on"
@@ -239,44 +271,38 @@ def transfer(found: Transfer, folder: Path) -> Picture:
         return finish(figure, folder, "transfer", "Who helps whom", caption)
 
 
-def _map(ax: Any, values: Any, names: Sequence[str], show: Any, most: float) -> None:
-    """A heat map on the diverging scale with its numbers written in."""
+def _map(
+    ax: Any, values: Any, down: Sequence[str], across: Sequence[str], show: Any, most: float
+) -> None:
+    """A heat map (down, across) on the diverging scale with its numbers written in."""
     colours = diverging()
-    n = len(names)
+    rows, columns = len(down), len(across)
     masked = np.ma.masked_invalid(values)
+    edges = np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5
     ax.pcolormesh(
-        np.arange(n + 1) - 0.5,
-        np.arange(n + 1) - 0.5,
-        masked,
-        cmap=colours,
-        vmin=-most,
-        vmax=most,
-        edgecolors=PAPER,
-        linewidth=1.5,
+        *edges, masked, cmap=colours, vmin=-most, vmax=most, edgecolors=PAPER, linewidth=1.5
     )
-    for i in range(n):
-        for j in range(n):
-            if np.isfinite(values[i, j]):
-                rgba = colours((values[i, j] / most + 1) / 2)
-                ax.text(
-                    j,
-                    i,
-                    show(values[i, j]).replace("-", "\u2212"),
-                    ha="center",
-                    va="center",
-                    fontsize=8 if n > 6 else 9,
-                    color=ink_on(rgba),
-                )
+    for i, j in np.argwhere(np.isfinite(values)):
+        rgba = colours((values[i, j] / most + 1) / 2)
+        ax.text(
+            j,
+            i,
+            show(values[i, j]),
+            ha="center",
+            va="center",
+            color=ink_on(rgba),
+            fontsize=8 if columns > 6 else 9,
+        )
     ax.set_xticks(
-        range(n),
-        [short(name, 16) for name in names],
+        range(columns),
+        [short(name, 16) for name in across],
         rotation=35,
         ha="right",
         rotation_mode="anchor",
     )
-    ax.set_yticks(range(n), [short(name, 16) for name in names])
+    ax.set_yticks(range(rows), [short(name, 16) for name in down])
     ax.tick_params(labelcolor=INK)
-    ax.set_ylim(n - 0.5, -0.5)
+    ax.set_ylim(rows - 0.5, -0.5)
     ax.set_aspect("equal")
     ax.grid(False)
     for spine in ax.spines.values():
@@ -294,7 +320,7 @@ def mixture(rows: Sequence[MixtureRow], policy: str, folder: Path) -> Picture | 
             ax.barh(y, 100 * row.realised, height=0.62, color="#4477AA", alpha=0.8)
             ax.plot([100 * row.policy] * 2, [y - 0.42, y + 0.42], color=INK, lw=2.2)
             ax.annotate(
-                number(100 * row.realised, 1),
+                f"{100 * row.realised:.1f}",
                 (100 * max(row.realised, row.policy), y),
                 xytext=(6, 0),
                 textcoords="offset points",

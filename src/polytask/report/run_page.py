@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def _head(data: RunData) -> str:
     if data.scores is not None and data.scores.seconds:
         facts.append(duration(data.scores.seconds))
     kicker = html.paragraph(" · ".join(["polytask run", *facts]), "kicker")
-    return f"{kicker}\n<h1>{html.escape(data.name)}</h1>"
+    return f"{kicker}\n<h1>{escape(data.name)}</h1>"
 
 
 def _headline(scores: RunScores | None, pictures: Path) -> str:
@@ -97,7 +98,7 @@ def _headline(scores: RunScores | None, pictures: Path) -> str:
     cells: list[list[html.Cell]] = []
     for row in rows:
         kind = row.verdict if row.verdict in ("better", "worse") else ""
-        cells.append([row.task, row.metric, f"{row.rows:,}", row.multitask])
+        cells.append([row.task, (row.metric, "whole"), f"{row.rows:,}", row.multitask])
         if compared:
             cells[-1] += [row.single, (row.difference, kind), (row.interval, kind)]
     note = (
@@ -120,18 +121,18 @@ def _sentence(scores: RunScores) -> str:
     if delta is None or delta.mean is None:
         return html.paragraph(f"One model for {len(scores.tasks)} tasks.", "lead")
     kinds = [verdict(t.relative) for t in scores.tasks]
-    apart = [
-        f"{kinds.count(k)} {w}" for k, w in (("better", "gain"), ("worse", "lose")) if k in kinds
-    ]
-    counted = f" {' and '.join(apart)} beyond chance." if apart else " None differs beyond chance."
+    counts = [kinds.count(k) for k in ("better", "worse", "same")]
+    counted = f" Beyond chance it is better on {counts[0]} and worse on {counts[1]} of them" + (
+        f"; {counts[2]} could go either way." if counts[2] else "."
+    )
     kind = {"better": "better", "worse": "worse"}.get(verdict(delta), "")
-    mean = f'<strong class="{kind}">{html.escape(percent(delta.mean))}</strong>'
+    mean = f'<strong class="{kind}">{escape(percent(delta.mean))}</strong>'
     left_out = f" Without a relative gain: {', '.join(scores.left_out)}." if scores.left_out else ""
     text = (
         f"One model for {len(scores.tasks)} tasks, against one model per task: {mean} on average "
-        f"({scores.confidence:.0%} interval {html.escape(interval(delta, percent))})."
+        f"({scores.confidence:.0%} interval {escape(interval(delta, percent))})."
     )
-    return f'<p class="lead">{text}{html.escape(counted + left_out)}</p>'
+    return f'<p class="lead">{text}{escape(counted + left_out)}</p>'
 
 
 def _learning(data: RunData, look: Any, pictures: Path) -> str:
@@ -203,13 +204,16 @@ def _conflict(data: RunData, pictures: Path) -> str:
             known = np.isfinite(table)
             total.setdefault(group, zero.copy())[np.ix_(at, at)] += np.where(known, table, 0.0)
             count.setdefault(group, zero.copy())[np.ix_(at, at)] += known
+    if len(tasks) < 2:
+        return ""
     mean = {
         group: np.where(count[group] > 0, total[group] / np.maximum(count[group], 1), np.nan)
         for group in total
     }
     return html.section(
         "Do the tasks pull the same way?",
-        html.figure(draw.conflict(tasks, mean, len(logs), pictures)),
+        html.figure(draw.conflict_map(tasks, mean["all"], len(logs), pictures)),
+        html.figure(draw.conflict_parts(len(tasks), mean, pictures)),
     )
 
 
@@ -245,10 +249,10 @@ def _all_metrics(scores: RunScores) -> str:
         for t in scores.tasks
         for name, value in t.metrics.items()
     ]
+    if not rows:
+        return ""
     content = html.table(("task", "metric", "multitask model"), rows, left=2)
-    return (
-        html.section("More", html.folded(f"All metrics on {scores.split}", content)) if rows else ""
-    )
+    return html.section("More", html.folded(f"All metrics on {scores.split}", content))
 
 
 def _origin(data: RunData) -> str:

@@ -14,14 +14,17 @@ SPACE = "\u202f"  # narrow, does not break
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Three decimals for shares and small numbers, fewer for large ones; an en dash for None."""
+    """`digits` decimals for shares and small numbers, fewer for large ones; a value that would
+    round to 0 keeps one figure; an en dash for None."""
     if value is None or not math.isfinite(value):
         return "–"
     size = abs(value)
-    if size >= 1e6 or (0 < size < 10**-digits / 2):
+    if size >= 1e6 or 0 < size < 5e-6:
         text = f"{value:.2e}"
     elif size >= 1000:
         text = f"{value:,.0f}"
+    elif 0 < size < 0.5 * 10**-digits:
+        text = f"{value:.{math.ceil(-math.log10(size))}f}"
     else:
         decimals = digits if size < 10 else digits - 1 if size < 100 else digits - 2
         text = f"{value:.{decimals}f}"
@@ -35,10 +38,12 @@ def signed(value: float | None, digits: int = 3) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A signed share in per cent."""
+    """A signed share in per cent, one decimal."""
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{signed(100 * value, 1)}{SPACE}%" if abs(value) < 10 else f"{signed(100 * value, 0)} %"
+    rounded = round(100 * value, 1) + 0.0  # no negative zero
+    text = f"{rounded:+.1f}" if rounded else "0.0"
+    return f"{text.replace('-', MINUS)}{SPACE}%"
 
 
 def amount(value: float | None) -> str:

@@ -117,11 +117,11 @@ def _sentence(
     if interval is None:
         missing = sum(d is None for d in differences)
         why = f"{missing} of {len(differences)} pairs have no finite value" if missing else "1 pair"
-        return f"{verdict}: {claim.text} ({why}: no interval)"
+        return f"{claim.text}: {verdict} ({why}, so no interval)"
     corrected = "" if p_adjusted is None else f", Holm-adjusted p = {p_adjusted:.3g}"
     return (
-        f"{verdict}: {claim.text} (gain {interval.mean:+.4g}, {interval.confidence:.0%} interval "
-        f"{interval.low:+.4g} to {interval.high:+.4g} over {interval.n} seeds{corrected})"
+        f"{claim.text}: {verdict} (gain {interval.mean:+.3g}, {interval.confidence:.0%} interval "
+        f"{interval.low:+.3g} to {interval.high:+.3g} over {interval.n} seeds{corrected})"
     )
 
 
@@ -154,7 +154,7 @@ def warnings(judgements: Sequence[Judgement], arms: Mapping[str, ArmRecord]) -> 
         complete = _complete(j.differences)
         if complete and len(set(complete)) == 1:
             found.append(
-                f"'{j.claim.text}': the difference is {complete[0]:.6g} for every seed; if the "
+                f"{j.claim.text}: the difference is {complete[0]:.6g} for every seed; if the "
                 "seed does not reach data, initialisation or order, the interval says nothing"
             )
     for name, arm in arms.items():

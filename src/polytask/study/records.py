@@ -140,7 +140,7 @@ class Claim:
         """The claim in words."""
         more = "higher" if self.higher_is_better else "lower"
         by = f" by more than {self.margin:g}" if self.margin else ""
-        return f"{self.better} has {more} {self.metric} than {self.than}{by}"
+        return f"'{self.better}' has {more} {self.metric} than '{self.than}'{by}"
 
 
 def check_tolerances(equal: Mapping[str, float], where: str) -> None:
