@@ -250,7 +250,7 @@ def test_utf16_is_known_by_its_mark_and_a_latin_file_is_explained(tmp_path):
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 def test_the_separator_is_found(tmp_path, separator):
-    path = write(tmp_path, f"a{separator}b\n1{separator}x\n2{separator}\"p,q;r|s\tt\"\n")
+    path = write(tmp_path, f'a{separator}b\n1{separator}x\n2{separator}"p,q;r|s\tt"\n')
     assert rows(read(path))[1] == {"a": 2, "b": "p,q;r|s\tt"}
 
 

@@ -37,9 +37,7 @@ def ends_by_hand(data: bytes) -> list[int]:
             state = "start"
         elif sign == ",":
             state = "start"
-        elif sign == '"' and state == "start":
-            state = "quoted"
-        elif sign == '"' and state == "closed":
+        elif sign == '"' and state in ("start", "closed"):
             state = "quoted"
         else:
             state = "plain"

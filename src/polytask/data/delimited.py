@@ -6,6 +6,7 @@ wrong byte) is found beside it, and only in blocks that have something wrong.
 
 from __future__ import annotations
 
+import codecs
 import io
 import itertools
 import re
@@ -146,6 +147,8 @@ class Delimited:
             data = b"".join(data[block.starts[i] : block.ends[i] + 1] for i in records)
         if not data:
             return pa.table({name: pa.array([], pa.string()) for name in self.columns}), records
+        if data.startswith(codecs.BOM_UTF8):
+            data = codecs.BOM_UTF8 + data  # pyarrow takes one away, wherever the block stands
         wrong: dict[int, str] = {}
 
         def note(row: pyarrow.csv.InvalidRow) -> str:
@@ -219,7 +222,7 @@ def _wrong_bytes(block: Block, dialect: Dialect) -> dict[int, str]:
 
 def _outside_quotes(block: Block, record: int, dialect: Dialect) -> bool:
     data = block.data[block.starts[record] : block.ends[record]].removesuffix(b"\r")
-    return any(b"\r" in cell and not quoted for cell, quoted in _cells(data, dialect))
+    return any(b"\r" in outside for _, outside in _cells(data, dialect))
 
 
 def _not_utf8(block: Block) -> Iterator[int]:
@@ -235,20 +238,21 @@ def _not_utf8(block: Block) -> Iterator[int]:
             yield record
 
 
-def _cells(data: bytes, dialect: Dialect) -> Iterator[tuple[bytes, bool]]:
-    """Cells of one record without its line end, and whether each was quoted."""
+def _cells(data: bytes, dialect: Dialect) -> Iterator[tuple[bytes, bytes]]:
+    """Cells of one record without its line end, and what of each stands outside quotes."""
     quote, separator = dialect.quote.encode(), dialect.separator.encode()
     position = 0
     while True:
-        cell, quoted = b"", bool(quote) and data.startswith(quote, position)
-        if quoted:
+        cell = b""
+        if quote and data.startswith(quote, position):
             match = dialect.quoted.match(data, position)
             end = len(data) if match is None else match.end()
             cell = data[position + 1 : end - 1].replace(quote * 2, quote)
             position = end
         end = data.find(separator, position)
         end = len(data) if end < 0 else end
-        yield cell + data[position:end], quoted
+        outside = data[position:end]
+        yield cell + outside, outside
         if end >= len(data):
             return
         position = end + 1

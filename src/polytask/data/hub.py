@@ -53,7 +53,8 @@ class HubRows:
 
 
 class HubStream:
-    """A `datasets.IterableDataset` as a `StreamSource`."""
+    """A `datasets.IterableDataset` as a `StreamSource`. Its rows are typed by the hub and are not
+    validated again; a position is reached by the set's own `skip`."""
 
     def __init__(self, dataset: Any, name: str) -> None:
         self._data, self._names = _undecoded(dataset)

@@ -101,7 +101,7 @@ def with_images(
         paths = [root / str(cells[row]) for row in present]
         for row, fault in zip(present, _faults(paths, decode)):
             if fault is not None:
-                bad.setdefault(row, fault)
+                bad.setdefault(row, f"image {root / str(cells[row])} {fault}")
     for row, fault in sorted(bad.items()):
         problems.add(source.where(row), fault)
     problems.conclude(len(source) - len(bad))

@@ -45,13 +45,14 @@ def decode_image(value: Any, where: str = "image") -> Pixels:
 
 
 def check_image(path: Path, decode: bool = True) -> str | None:
-    """Why the file is not a usable image, or None. Without `decode` only its header is read."""
+    """Why the file is not a usable image ('is missing'), or None. Without `decode` only its header
+    is read."""
     try:
         with _Opened(path, "") as opened:
             if decode:
                 opened.load_quickly()
     except DataError as error:
-        return str(error).removeprefix(": ")
+        return str(error).removeprefix(f": image {path} ")
     return None
 
 

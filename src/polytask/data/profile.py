@@ -120,9 +120,7 @@ def _profile_numbers(name: str, present: Sequence[Any], rows: int, distinct: int
 
 
 def _counts_up(present: Sequence[Any]) -> bool:
-    return len(present) > 2 and all(
-        later - earlier == 1 for earlier, later in pairwise(present)
-    )
+    return len(present) > 2 and all(later - earlier == 1 for earlier, later in pairwise(present))
 
 
 def _kind_of_text(name: str, texts: Sequence[str], distinct: int, words: float) -> Kind:

@@ -105,11 +105,15 @@ def _is_one_set(folder: Path) -> bool:
         return True
     inner = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
     tables = [p for p in data_files(folder) if p.parent == folder]
-    own = any(p.suffix.lower() in SUFFIXES for p in folder.iterdir())
-    with_images = [p for p in inner if any(f.suffix.lower() in SUFFIXES for f in p.rglob("*"))]
-    if own:
+    if _has_images(folder):
         return len(tables) == 1
-    return not tables and len(with_images) >= 2 and with_images == inner
+    if inner and all(part.name.lower() in SPLIT_NAMES for part in inner):
+        return not tables and all(_is_one_set(part) for part in inner)
+    return not tables and len(inner) >= 2 and all(map(_has_images, inner))
+
+
+def _has_images(folder: Path) -> bool:
+    return any(file.suffix.lower() in SUFFIXES for file in folder.iterdir())
 
 
 def _stem(path: Path) -> str:
