@@ -27,8 +27,8 @@ from polytask.study import (
     Result,
     Study,
     evidence_of,
-    prove,
     load_evidence,
+    prove,
 )
 
 ROWS = Budget(rows=100)

@@ -8,7 +8,6 @@ that calls `prove` with workers guards its main part with `if __name__ == "__mai
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import threading
 import time
@@ -19,6 +18,7 @@ from dataclasses import dataclass, replace
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 from polytask.errors import ConfigError, MissingExtra, PolytaskError, UserError
@@ -176,8 +176,8 @@ def _die_with_parent() -> None:
 def _check_importable(jobs: Sequence[Job]) -> None:
     for job in jobs:
         try:
-            pickle.dumps(job)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            ForkingPickler.dumps(job)
+        except Exception as error:  # whatever a field of the arm raises when it is packed
             raise ConfigError(
                 f"{job.label} cannot be sent to another process: {error}. Let `run` be a function "
                 "of a module, a functools.partial of one, or an instance of a dataclass with "
