@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from polytask.errors import ConfigError, suggestion
 from polytask.models.batch import Batch, Terms
+from polytask.models.buckets import run_bucketed
 from polytask.models.build import make_heads, make_stems
 from polytask.models.cache import KVCache
 from polytask.models.features import Features
@@ -133,11 +134,13 @@ class MultitaskModel(nn.Module):
         entries = self.entries(batch)
         layout = plan_layout(entries, batch.sequences, summary=self.summary is not None)
         x_SLD, mask = self.spliced(batch, entries, layout, self.summary)
-        context = None
-        if self.route is not None:
+        if self.route is None:
+            hidden = run_bucketed(self.trunk, x_SLD, mask, layout.length)
+        else:
+            # Routers balance their load over the whole batch: they get it in one piece.
             valid = mask.valid(layout.width, x_SLD.device)
             context = RouteContext(batch.task, valid, batch.row)
-        hidden = self.trunk(x_SLD, mask, route=self.route, context=context)
+            hidden = self.trunk(x_SLD, mask, route=self.route, context=context)
         # Heads read an alias: then no feature is computed from another one, and gradients with
         # respect to all of them add up to the whole (Features.tensors).
         pooled = self._pooled(hidden, layout, mask)
