@@ -108,7 +108,8 @@ def test_every_fault_is_named_with_its_line(tmp_path):
         "line 9: a carriage return stands inside an unquoted cell",
         "line 10: it holds a NUL byte",
         "line 11: the row is empty",
-        "lines 13-14: a quote is opened here and never closed (truncated file?)",
+        "lines 13-14: a quote is opened here and never closed (is the file whole? if quotes are "
+        "ordinary characters in it, say quote: '')",
     ]
     source = read(path, max_bad=0.9)
     assert rows(source) == [{"a": "1", "b": 2}, {"a": "x\ny", "b": 2}, {"a": "last", "b": 9}]

@@ -1,6 +1,7 @@
 """What a DataSpec opens, and what it says when there is nothing to open."""
 
 import json
+import pickle
 import subprocess
 import sys
 
@@ -107,15 +108,56 @@ def test_files_named_by_split_are_splits_and_shards_are_joined(tmp_path):
         train[7]
 
 
-def test_a_pattern_joins_files_and_lacking_columns_are_none(tmp_path):
+def test_a_pattern_joins_files_of_equal_columns(tmp_path):
     (tmp_path / "a.csv").write_text("n,x\n1,2\n")
-    (tmp_path / "b.csv").write_text("n,y\n3,4\n")
-    source = open_rows(DataSpec.of("*.csv"), tmp_path)
+    (tmp_path / "b.csv").write_text("x,n\n4,3\n")
+    assert open_rows(DataSpec.of("*.csv"), tmp_path).take([1, 0]) == [
+        {"n": 3, "x": 4},
+        {"n": 1, "x": 2},
+    ]
+    (tmp_path / "c.csv").write_text("n,y\n1,2\n")
+    with pytest.raises(DataError, match=r"a\.csv and c\.csv have different columns \(x, y only in"):
+        open_rows(DataSpec.of("*.csv"), tmp_path)
+
+
+def test_keys_that_a_json_file_lacks_are_none(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"n": 1, "x": 2}')
+    (tmp_path / "b.jsonl").write_text('{"n": 3, "y": 4}')
+    source = open_rows(DataSpec.of("*.jsonl"), tmp_path)
     assert source.take([1, 0]) == [{"n": 3, "x": None, "y": 4}, {"n": 1, "x": 2, "y": None}]
     assert column(source, "y") == [None, 4]
-    (tmp_path / "c.csv").write_text("z\n1\n")
-    with pytest.raises(DataError, match=r"c.csv shares no column with a.csv"):
-        open_rows(DataSpec.of("*.csv"), tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "json", "parquet", "arrow"])
+def test_sources_in_memory_can_be_sent_to_another_process(tmp_path, ending):
+    write_all(tmp_path)
+    source = open_rows(DataSpec.of(f"rows.{ending}"), tmp_path)
+    assert source[1] == ROWS[1]
+    again = pickle.loads(pickle.dumps(source))
+    assert again.take(range(10)) == ROWS and again.where(3) == source.where(3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "option"),
+    [
+        ({"path": "rows.parquet", "separator": ";"}, "separator"),
+        ({"path": "rows.jsonl", "types": {"n": "text"}}, "types"),
+        ({"path": "rows.arrow", "encoding": "latin-1"}, "encoding"),
+        ({"path": "rows.jsonl", "quote": ""}, "quote"),
+        ({"hub": "a/b", "columns": ["x"]}, "columns"),
+        ({"embedded": "digits", "encoding": "utf-8"}, "encoding"),
+    ],
+)
+def test_an_option_without_effect_is_refused(tmp_path, spec, option):
+    write_all(tmp_path)
+    with pytest.raises(ConfigError, match=f"the option '{option}' has no effect"):
+        open_rows(DataSpec.of(spec), tmp_path)
+
+
+def test_a_declared_image_column_must_exist(tmp_path):
+    write_all(tmp_path)
+    with pytest.raises(DataError, match=r"column 'img' is missing in rows\.jsonl"):
+        open_rows(DataSpec.of({"path": "rows.jsonl", "types": {"img": "image"}}), tmp_path)
 
 
 def test_embedded_sets_come_by_name_and_split(monkeypatch, tmp_path):
@@ -126,6 +168,10 @@ def test_embedded_sets_come_by_name_and_split(monkeypatch, tmp_path):
     assert open_splits(DataSpec.of("embedded:rows"), tmp_path) == parts
     spec = DataSpec.of({"embedded": "rows", "split": "test"})
     assert open_rows(spec, tmp_path).take([0]) == [ROWS[7]]
+    stream = open_rows(DataSpec.of({"embedded": "rows", "split": "train", "streaming": True}), None)
+    assert list(stream.read_from(5)) == ROWS[5:7]
+    series = {"embedded": "rows", "split": "train", "series": {"time": "n", "values": ["x"]}}
+    assert open_rows(DataSpec.of(series), tmp_path)[0]["series"].shape == (7, 1)
     with pytest.raises(DataError, match="embedded:rows has the splits train, test; say which"):
         open_rows(DataSpec.of("embedded:rows"), tmp_path)
 

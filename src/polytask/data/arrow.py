@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,16 @@ def check_table(table: pa.Table, path: Path, name: str, max_bad: float) -> Arrow
     kept = np.delete(np.arange(len(table)), list(bad)) if bad else None
     if kept is not None:
         table = table.take(pa.array(kept))
+    return ArrowRows(table, name, _RowNumbers(path, kept), problems)
 
-    def where(index: int) -> str:
-        return f"{path}, row {(index if kept is None else int(kept[index])) + 1}"
 
-    return ArrowRows(table, name, where, problems)
+@dataclass(frozen=True)
+class _RowNumbers:
+    path: Path
+    kept: npt.NDArray[np.int64] | None
+
+    def __call__(self, index: int) -> str:
+        return f"{self.path}, row {(index if self.kept is None else int(self.kept[index])) + 1}"
 
 
 def check_header(names: Sequence[str], where: str) -> None:

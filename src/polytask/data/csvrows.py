@@ -48,10 +48,7 @@ def read_csv(source: Delimited, max_bad: float = 0.01, block: int = BLOCK) -> Ar
     if kept is not None:
         typed = typed.take(pa.array(kept))
     problems.conclude(len(typed))
-
-    def where(row: int) -> str:
-        return f"{path}, line {places.line(row if kept is None else int(kept[row]))}"
-
+    where = _LineNumbers(places, kept)
     return ArrowRows(typed.combine_chunks(), source.file.name, where, problems)
 
 
@@ -82,7 +79,7 @@ class Places:
     """On which physical line each parsed row stands, from a few integers per block."""
 
     def __init__(self, file: TextFile, dialect: Dialect) -> None:
-        self._file, self._dialect = file, dialect
+        self.file, self._dialect = file, dialect
         self._firsts: list[int] = []
         self._blocks: list[tuple[int, int, int, bool, Ints | None]] = []
         self._rows = 0
@@ -112,8 +109,18 @@ class Places:
             record = int(records[record])
         if single:
             return line + record
-        block = next(read_blocks(self._file, self._dialect, size, offset, line))
+        block = next(read_blocks(self.file, self._dialect, size, offset, line))
         return block.line_of(record)
+
+
+@dataclass(frozen=True)
+class _LineNumbers:
+    places: Places
+    kept: Ints | None
+
+    def __call__(self, index: int) -> str:
+        row = index if self.kept is None else int(self.kept[index])
+        return f"{self.places.file.path}, line {self.places.line(row)}"
 
 
 class _CsvReader:

@@ -121,7 +121,10 @@ class Delimited:
     def parse(self, block: Block) -> Parsed:
         """The block's rows as text; see `Parsed`."""
         if block.unclosed:
-            reason = "a quote is opened here and never closed (truncated file?)"
+            reason = (
+                "a quote is opened here and never closed (is the file whole? if quotes are "
+                "ordinary characters in it, say quote: '')"
+            )
             nothing = pa.table({name: pa.array([], pa.string()) for name in self.columns})
             problem = Problem(0, reason, block.lines)
             return Parsed(block, nothing, np.empty(0, np.int64), [problem])

@@ -34,7 +34,7 @@ class JsonRows:
 
     def __init__(
         self,
-        data: bytes | mmap.mmap,
+        data: bytes | None,
         starts: Ints,
         stops: Ints,
         columns: tuple[str, ...],
@@ -45,8 +45,19 @@ class JsonRows:
         self.name = path.name
         self.columns = columns
         self.problems = problems
-        self._data, self._starts, self._stops = data, starts, stops
+        self._bytes, self._starts, self._stops = data, starts, stops
         self._path, self._lines = path, lines
+
+    @cached_property
+    def _data(self) -> bytes | mmap.mmap:
+        """The text: the file itself, mapped, unless it had to be unpacked or transcoded."""
+        if self._bytes is not None:
+            return self._bytes
+        with self._path.open("rb") as handle:
+            return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_data"}
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -97,10 +108,8 @@ def read_jsonl(file: TextFile, max_bad: float = 0.01, block: int = BLOCK) -> Jso
         for name in ("starts", "stops", "lines")
     )
     problems.conclude(len(starts))
-    data: bytes | mmap.mmap = b"".join(kept)
+    data = None if file.plain else b"".join(kept)
     if file.plain:
-        with file.path.open("rb") as handle:
-            data = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
         starts, stops = starts + file.start, stops + file.start
     return JsonRows(data, starts, stops, tuple(columns), file.path, numbers, problems)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from polytask.data.rows import RowSource, StreamSource
 from polytask.data.spec import DataSpec
 from polytask.data.textfile import plain_suffix
-from polytask.errors import DataError, nearest, suggestion
+from polytask.errors import ConfigError, DataError, nearest, suggestion
 
 Source = RowSource | StreamSource
 Splits = dict[str, Source]
@@ -56,16 +56,31 @@ def open_splits(spec: DataSpec, base: Path) -> Splits:
     if spec.embedded is not None:
         from polytask.data import embedded
 
+        _refuse_unused(spec, "embedded data", ())
         splits: Splits = dict(embedded.load(spec.embedded))
     elif spec.hub is not None:
         from polytask.data.hub import read_hub
 
+        _refuse_unused(spec, "hub data", ())
         splits = read_hub(spec.hub, spec.split, spec.streaming, spec.max_bad)
     else:
         splits = _open_path(spec, base)
     if spec.split is not None:
-        return {WHOLE: _picked(splits, spec.split, spec.name)}
-    return {SPLIT_NAMES.get(name, name): source for name, source in splits.items()}
+        splits = {WHOLE: _picked(splits, spec.split, spec.name)}
+    return {SPLIT_NAMES.get(name, name): _in_shape(source, spec) for name, source in splits.items()}
+
+
+def _in_shape(source: Source, spec: DataSpec) -> Source:
+    """Gathered into series, or read in order, if the spec says so."""
+    if isinstance(source, RowSource) and spec.series is not None:
+        from polytask.data.series import series_rows
+
+        return series_rows(source, spec.series, spec.max_bad)
+    if isinstance(source, RowSource) and spec.streaming:
+        from polytask.data.stream import StreamOf
+
+        return StreamOf(source)
+    return source
 
 
 def _picked(splits: Splits, split: str, name: str) -> Source:
@@ -124,6 +139,7 @@ def _open_file(path: Path, spec: DataSpec) -> Source:
             f"the format of {path} cannot be told from its name; known endings: "
             f"{', '.join(FORMATS)}. Say format: csv, tsv, jsonl or parquet"
         )
+    _refuse_unused(spec, str(path), _USED[kind])
     if kind in ("csv", "tsv"):
         return _open_delimited(path, spec, "\t" if kind == "tsv" else None)
     if kind == "jsonl":
@@ -140,10 +156,30 @@ def _open_file(path: Path, spec: DataSpec) -> Source:
 
         return (stream_parquet if spec.streaming else read_parquet)(path, spec.max_bad)
     from polytask.data.arrow import ArrowRows
-    from polytask.data.stream import StreamOf
 
-    rows = ArrowRows.open(path, spec.max_bad)
-    return StreamOf(rows) if spec.streaming else rows
+    return ArrowRows.open(path, spec.max_bad)
+
+
+_CSV_ONLY = ("separator", "quote", "encoding", "columns", "types")
+_USED: dict[str, tuple[str, ...]] = {
+    "csv": _CSV_ONLY,
+    "tsv": _CSV_ONLY,
+    "jsonl": ("encoding",),
+    "parquet": (),
+    "arrow": (),
+}
+
+
+def _refuse_unused(spec: DataSpec, what: str, used: tuple[str, ...]) -> None:
+    """`ConfigError` for an option that would have no effect on this kind of data."""
+    fields = type(spec).model_fields
+    for name in _CSV_ONLY:
+        value = getattr(spec, name)
+        if name == "types":
+            value = {column: kind for column, kind in value.items() if kind != "image"}
+        default = {} if name == "types" else fields[name].default
+        if name not in used and value != default:
+            raise ConfigError(f"{what}: the option '{name}' has no effect here; leave it out")
 
 
 def _open_delimited(path: Path, spec: DataSpec, separator: str | None) -> Source:
@@ -162,32 +198,21 @@ def _open_delimited(path: Path, spec: DataSpec, separator: str | None) -> Source
 
 
 def _finished(source: Source, root: Path, spec: DataSpec) -> Source:
-    """Image paths resolved and checked, series gathered."""
+    """Image paths resolved and checked."""
+    from polytask.data.columns import require_columns
     from polytask.data.imagefolder import image_columns
 
     declared = [name for name, kind in spec.types.items() if kind == "image"]
+    require_columns(source, declared, f"{spec.name}: types")
     names = tuple(dict.fromkeys([*declared, *image_columns(source, root)]))
-    if names:
-        source = _with_images(source, names, root, spec)
-    if spec.series is not None and isinstance(source, RowSource):
-        from polytask.data.series import series_rows
-
-        source = series_rows(source, spec.series, spec.max_bad)
-    return source
+    return _with_images(source, names, root, spec) if names else source
 
 
 def _open_folder(folder: Path, spec: DataSpec) -> Splits:
-    if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
+    if is_saved(folder):
         from polytask.data.hub import read_saved
-        from polytask.data.stream import StreamOf
 
-        splits = read_saved(folder, spec.max_bad)
-        if not spec.streaming:
-            return splits
-        return {
-            name: StreamOf(source) if isinstance(source, RowSource) else source
-            for name, source in splits.items()
-        }
+        return read_saved(folder, spec.max_bad)
     files = data_files(folder)
     if spec.table is not None or spec.format == "images":
         return _open_images(folder, files, spec)
@@ -199,6 +224,13 @@ def _open_folder(folder: Path, spec: DataSpec) -> Splits:
         return _by_split(files, folder, spec)
     names = sorted(p.name for p in folder.iterdir())
     raise DataError(f"{folder} has no data that can be read.{_listing(folder, names)}")
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` of Hugging Face datasets wrote the folder."""
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return True
+    return (folder / "dataset_info.json").is_file() and any(folder.glob("data-*.arrow"))
 
 
 def data_files(folder: Path) -> list[Path]:
@@ -238,12 +270,13 @@ def _joined(files: list[Path], spec: DataSpec) -> Source:
     from polytask.data.concat import concat
 
     parts = [_finished(_open_file(file, spec), file.parent, spec) for file in files]
-    first = set(parts[0].columns)
     for file, part in zip(files, parts):
-        if not first & set(part.columns):
+        other = set(part.columns) ^ set(parts[0].columns)
+        if other and FORMATS.get(plain_suffix(file)) != "jsonl":  # JSON may leave keys out
             raise DataError(
-                f"{files[0].parent} holds files of different kinds: {file.name} shares no column "
-                f"with {files[0].name}. Name one of them: path: {file}"
+                f"{files[0].name} and {file.name} have different columns "
+                f"({', '.join(sorted(other))} only in one of them), so they are not one data set. "
+                f"Name the one you mean: path: {file}"
             )
     return concat(parts, files[0].parent.name)
 

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from polytask.data.images import SUFFIXES
-from polytask.data.open import FORMATS, SPLIT_NAMES, data_files, missing_file, open_rows, split_of
+from polytask.data.open import (
+    FORMATS,
+    SPLIT_NAMES,
+    data_files,
+    is_saved,
+    missing_file,
+    open_rows,
+    split_of,
+)
 from polytask.data.profile import profile
 from polytask.data.rows import MemoryRows, RowSource
 from polytask.data.spec import DataSpec
@@ -101,7 +109,7 @@ def _sources(folder: Path) -> Iterator[_Found]:
 
 def _is_one_set(folder: Path) -> bool:
     """Saved by Hugging Face, or a folder of images by class or with one table."""
-    if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
+    if is_saved(folder):
         return True
     inner = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
     tables = [p for p in data_files(folder) if p.parent == folder]
