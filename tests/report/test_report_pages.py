@@ -167,6 +167,16 @@ def test_names_cannot_break_the_page(tmp_path: Path) -> None:
     assert nasty in text
 
 
+def test_many_notes_stand_behind_a_line_to_open(tmp_path: Path) -> None:
+    folder = report_samples.write_run(tmp_path / "run", tasks=2, with_lines=False)
+    data = json.loads((folder / "scores.json").read_text())
+    notes = [f"note {i} of the data" for i in range(5)]
+    (folder / "scores.json").write_text(json.dumps({**data, "notes": notes}))
+    source, text = checked(run_report(folder))
+    assert "5 notes on the data" in text
+    assert source.index("<details>") < source.index(notes[4]) < source.index("</details>")
+
+
 def test_what_is_no_run_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no config\.json"):
         run_report(tmp_path)

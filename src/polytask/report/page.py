@@ -43,7 +43,7 @@ details { margin: .6rem 0; border-bottom: 1px solid var(--grid); padding-bottom:
 summary { cursor: pointer; font-weight: 500; }
 pre { background: var(--band); padding: .9rem 1rem; overflow-x: auto; border-radius: .4rem;
   font: .8rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
-ul { padding-left: 1.2rem; } li { margin: .2rem 0; }
+ul { padding-left: 1.2rem; } details ul { font-size: .9rem; } li { margin: .2rem 0; }
 @media print { body { font-size: 11pt; } main { padding: 0; } details { display: none; } }
 """.strip()
 

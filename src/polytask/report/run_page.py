@@ -111,9 +111,16 @@ def _headline(scores: RunScores | None, pictures: Path) -> str:
             html.table(heads, cells, left=2),
             html.paragraph(note, "soft small") if compared else "",
             html.figure(draw.gains(scores, pictures)),
-            html.items(scores.notes),
+            _notes(scores.notes),
         ]
     )
+
+
+def _notes(notes: Sequence[str]) -> str:
+    """A few notes stand on the page, many behind a line to open."""
+    if len(notes) <= 3:
+        return html.items(notes)
+    return html.folded(f"{len(notes)} notes on the data", html.items(notes))
 
 
 def _sentence(scores: RunScores) -> str:
