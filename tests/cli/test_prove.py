@@ -71,11 +71,11 @@ def test_a_full_run_writes_the_record_with_pictures_and_says_so(
 ) -> None:
     assert prove(tmp_path) == 0
     out = capsys.readouterr().out
-    assert "shown: method has higher accuracy than plain" in out
+    assert "'method' has higher accuracy than 'plain': shown" in out
     assert "reported: 2 arms were compared" in out
     assert "data: toy" in out
-    written = {path.name for path in (tmp_path / "evidence").iterdir()}
-    assert "01-neuroformer.json" in written
+    written = {path.name for path in (tmp_path / "evidence").rglob("*")}
+    assert {"01-neuroformer.json", "01-neuroformer.html"} <= written
     assert any(name.endswith(".png") for name in written)
     record = json.loads((tmp_path / "evidence" / "01-neuroformer.json").read_text())
     assert record["seeds"] == [0, 1, 2, 3, 4]
