@@ -99,6 +99,14 @@ def beside_datasets(clock: Callable[[], float], repeats: int, rows: int) -> list
             draw = sampler.draw(start, BATCH)
             yield everything.take(draw.group * ROWS + draw.index).to_pydict()
 
+    def ours_ahead(total: int) -> Iterator[dict[str, list[Any]]]:
+        sampler = sampler_of(SOURCES)  # any row is known in advance: fetch 128 batches at once
+        for start in range(0, total, 128 * BATCH):
+            draw = sampler.draw(start, 128 * BATCH)
+            columns = everything.take(draw.group * ROWS + draw.index).to_pydict()
+            for at in range(0, len(draw), BATCH):
+                yield {name: values[at : at + BATCH] for name, values in columns.items()}
+
     def our_order(total: int) -> Iterator[dict[str, list[Any]]]:
         sampler = sampler_of(SOURCES)
         for start in range(0, total, BATCH):
@@ -118,6 +126,7 @@ def beside_datasets(clock: Callable[[], float], repeats: int, rows: int) -> list
 
     ways = {
         "polytask, rows fetched": (ours, rows),
+        "polytask, fetched 128 batches ahead": (ours_ahead, rows),
         "polytask, order only": (our_order, rows),
         "datasets map-style, slices of 32": (slices, rows),
         "datasets map-style, one by one": (one_by_one, rows // 4),

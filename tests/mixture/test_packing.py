@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polytask.errors import ConfigError, DataError
-from polytask.mixture import Packed, Packer, Tokens, pack, unpack
+from polytask.mixture import (
+    MixtureConfig,
+    MixtureSampler,
+    Packed,
+    Packer,
+    Tokens,
+    build_sampler,
+    pack,
+    unpack,
+)
 
 lengths_ = st.lists(st.integers(1, 40), min_size=1, max_size=60)
 
@@ -186,3 +195,37 @@ def test_a_missing_piece_is_noticed() -> None:
     batches = all_of(packer_of(rows_of([40])), bins=1)
     with pytest.raises(ValueError, match="row 0 is not whole"):
         unpack(batches[1:])
+
+
+def test_forty_packed_steps_of_three_tasks_resume_at_every_step() -> None:
+    config = MixtureConfig(policy="temperature")
+    sizes = (30, 90, 250)
+    texts = [
+        [np.arange(n) + 1000 * g for n in np.random.default_rng(g).integers(3, 40, size)]
+        for g, size in enumerate(sizes)
+    ]
+
+    def fresh() -> tuple[MixtureSampler, Packer]:
+        sampler = build_sampler(config, ("a", "b", "c"), sizes, 0, 8)
+
+        def read(first: int, n: int) -> list[Tokens]:
+            draw = sampler.draw(first, n)
+            return [Tokens(texts[g][i], task=int(g)) for g, i in zip(draw.group, draw.index)]
+
+        return sampler, Packer(read, 64, buffer=50)
+
+    _, packer = fresh()
+    states, unbroken = [], []
+    for _ in range(40):
+        states.append(json.dumps(packer.state()))
+        unbroken.append(packer.next(2))
+    for stop in range(40):
+        _, resumed = fresh()
+        resumed.restore(json.loads(states[stop]))
+        for expected in unbroken[stop : stop + 3]:
+            packed = resumed.next(2)
+            np.testing.assert_array_equal(packed.ids, expected.ids)
+            np.testing.assert_array_equal(packed.segment, expected.segment)
+            np.testing.assert_array_equal(packed.plan.row, expected.plan.row)
+    pieces = np.concatenate([p.plan.row for p in unbroken])
+    assert set(range(int(pieces.max()) - 50)) <= set(pieces.tolist())  # no row was skipped

@@ -157,14 +157,17 @@ class MixtureSampler:
         """
         if start_row < 0 or n < 0:
             raise ValueError(f"cannot draw {n} rows from row {start_row}")
-        parts: list[tuple[Ints, Ints, Ints]] = [(_NONE, _NONE, _NONE)]
+        parts: list[tuple[Ints, Ints, Ints]] = []
         row, end = start_row, start_row + n
         while row < end and row < (end := int(min(end, self._end_seen_from(row)))):
             first, chunk = self._chunk(row)
             here = slice(row - first, end - first)
             parts.append((chunk.group[here], chunk.index[here], chunk.epoch[here]))
             row = first + len(chunk)
-        return Draw(*(np.concatenate(column) for column in zip(*parts)))
+        if len(parts) == 1:
+            group, index, epoch = parts[0]
+            return Draw(group.copy(), index.copy(), epoch.copy())
+        return Draw(*(np.concatenate(column) for column in zip((_NONE, _NONE, _NONE), *parts)))
 
     def ready_rows(self) -> int | None:
         """Rows whose round an adaptive policy has decided; None where nothing waits for losses.
