@@ -206,6 +206,7 @@ def test_the_page_of_a_proof_has_arms_seeds_claims_and_verdicts(
     assert ("p (Holm)" in text) == (correction == "holm")
     assert "three times the steps 2,100" in text
     assert "Runs per arm" in text
+    assert "Reported, not claimed with 2,000 pairs the gain is gone" in text
     assert "chosen" in text
     pictures = sorted(path.stem for path in (tmp_path / "16-flat-mtl-pictures").iterdir())
     assert pictures == ["arms-accuracy", "arms-sharpness", "differences"]

@@ -31,6 +31,7 @@ def proof_report(evidence: Evidence, out: Path | str) -> Path:
         _head(evidence),
         _claims(evidence, pictures),
         _arms(evidence, pictures),
+        html.section("Reported, not claimed", html.items(_reported(evidence))),
         _budgets(evidence),
         _tuning(evidence),
         _origin(evidence),
@@ -136,6 +137,12 @@ def _arms(evidence: Evidence, pictures: Path) -> str:
     )
 
 
+def _reported(evidence: Evidence) -> list[str]:
+    """Comparisons beside the claims, which a system keeps under notes as 'reported'."""
+    lines = evidence.notes.get("reported", [])
+    return [str(line) for line in lines] if isinstance(lines, list) else []
+
+
 def _budgets(evidence: Evidence) -> str:
     """What every arm spent, and the checks that comparisons rest on."""
     spent = {
@@ -210,6 +217,7 @@ def _origin(evidence: Evidence) -> str:
     parts = [html.folded("Environment", html.environment_table(facts))]
     if settings:
         parts.append(html.folded("Settings of the arms", html.yaml_block(settings)))
-    if evidence.notes:
-        parts.append(html.folded("Notes", html.yaml_block(evidence.notes)))
+    notes = {name: value for name, value in evidence.notes.items() if name != "reported"}
+    if notes:
+        parts.append(html.folded("Notes", html.yaml_block(notes)))
     return "\n".join(parts)
