@@ -29,6 +29,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         "reviews.csv",
     ),
     "empty split": ({"tasks/price/split": {"valid": 0.0, "test": 0.0}}, "price"),
+    "a weight that no policy reads": ({"tasks/price/weight": 2.0}, "policy: fixed"),
     "no tasks": ({"tasks": {}}, "tasks"),
     "freeze pattern that matches nothing": (
         {"train/steps": None, "train/stages": [{"steps": 2, "freeze": ["trnk.*"]}]},

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from polytask.errors import ConfigError
+from polytask.evaluate.metric import find_metric
 from polytask.mixture.policies import MixtureConfig
 from polytask.models.build import build_model
 from polytask.models.multitask import MultitaskModel
@@ -56,7 +57,8 @@ def prepare(config: RunConfig, base: Path = Path(), say: Say | None = None) -> P
     tell = say or (lambda text: None)
     tell(f"reading {len(config.tasks)} tasks")
     taskset = build_tasks(config.tasks, base, config.seed)
-    _check_splits(taskset)
+    _check_judging(taskset)
+    config = config.model_copy(update={"mixture": _weighted(config, taskset)})
     leaks = None
     if config.leaks is not None:
         tell("looking for leaks between splits and across tasks")
@@ -88,11 +90,34 @@ def single_task(prepared: Prepared, name: str) -> Prepared:
     return replace(prepared, config=config, taskset=taskset, processor=processor, model=model)
 
 
-def _check_splits(taskset: TaskSet) -> None:
-    """Every task is scored during training and at the end."""
+def _check_judging(taskset: TaskSet) -> None:
+    """Every task is scored during training and at the end: rows and measures must exist."""
     for task in taskset.tasks:
         for split in ("valid", "test"):
             if split not in task.splits:
                 raise ConfigError(
                     f"task '{task.name}' has no {split} rows; give 'split: {{{split}: 0.1}}'"
                 )
+        for metric in task.metrics:
+            try:
+                find_metric(metric, task.schema.head)
+            except ConfigError as error:
+                raise ConfigError(f"task '{task.name}': {error}") from None
+
+
+def _weighted(config: RunConfig, taskset: TaskSet) -> MixtureConfig:
+    """The mixture with the tasks' own weights, where its policy goes by given weights."""
+    given = {name: task.weight for name, task in config.tasks.items() if task.weight != 1}
+    mixture = config.mixture
+    if not given:
+        return mixture
+    first = next(iter(given))
+    if mixture.policy != "fixed":
+        raise ConfigError(
+            f"tasks.{first}.weight counts only with 'mixture: {{policy: fixed}}'; the policy is "
+            f"'{mixture.policy}'"
+        )
+    if mixture.weights:
+        raise ConfigError(f"give tasks.{first}.weight or mixture.weights, not both")
+    weights = {g.name: max(config.tasks[t.name].weight for t in g.tasks) for g in taskset.groups}
+    return mixture.model_copy(update={"weights": weights})
