@@ -1,6 +1,7 @@
-"""How flat did a run end up? The loss of every task along its own steepest direction, with picture.
+"""How flat did a run end up, and how did it get there? Numbers and two pictures.
 
-Serves sheet 16 on a user's own tasks; any run can be measured, however it was trained.
+Serves sheet 16 on a user's own tasks: the loss of every task along its own steepest direction, its
+sharpness while training, and how the tasks' gradients agreed. Any run can be measured.
 """
 
 from __future__ import annotations
@@ -74,20 +75,13 @@ def draw(curves: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
 
     `curves` maps a way of training ('flat', 'plain') to `plain_values`.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     tasks = list(next(iter(curves.values())))
     columns = min(4, len(tasks))
     rows = -(-len(tasks) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(3.2 * columns, 2.6 * rows), squeeze=False, layout="constrained"
-    )
-    styles = [("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", ":")]
+    figure = _figure(3.2 * columns, 2.6 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis, task in zip(axes.flat, tasks, strict=False):
-        for (way, values), (colour, mark, line) in zip(curves.items(), styles, strict=False):
+        for (way, values), (colour, mark, line) in zip(curves.items(), STYLES, strict=False):
             loss = values[task]["loss"]
             if loss is None:
                 continue
@@ -101,7 +95,66 @@ def draw(curves: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
     for axis in list(axes.flat)[len(tasks) :]:
         axis.set_axis_off()
     axes.flat[0].legend(frameon=False)
+    return _save(figure, path)
+
+
+def draw_training(lines: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path:
+    """Left: every task's rise of loss in the step's own ascent, over training, where that was done.
+    Right: histogram of the cosines between tasks' gradients.
+
+    `lines` maps a way of training to the lines of its metrics.jsonl.
+    """
+    figure = _figure(8.4, 3.2)
+    left, right = figure.subplots(1, 2)
+    rises: dict[str, list[tuple[int, float]]] = {}
+    for line in (line for found in lines.values() for line in found):
+        if line.get("event") == "sharpness":
+            for task, rise in line["rise"].items():
+                rises.setdefault(task, []).append((line["step"], rise))
+    colours = COLOURS.split()
+    for number, (task, points) in enumerate(rises.items()):
+        xs, ys = zip(*points, strict=True)
+        left.plot(xs, ys, label=task, color=colours[number % 8], linestyle=DASHES[number // 8 % 4])
+    left.set(xlabel="step", ylabel="rise of the loss uphill", title="sharpness while training")
+    left.legend(frameon=False, fontsize=7)
+    edges = [-1 + 0.1 * i for i in range(21)]
+    for (way, found), (colour, _, _) in zip(lines.items(), STYLES, strict=False):
+        values = [v for line in found if line.get("event") == "conflict" for v in _pairs(line)]
+        right.hist(values, edges, color=colour, label=way, alpha=0.6, density=True)
+    right.set(xlabel="cosine of two tasks' gradients", ylabel="density", title="agreement")
+    right.legend(frameon=False)
+    return _save(figure, path)
+
+
+STYLES = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", ":"))
+# Okabe and Ito's, safe for the colour-blind
+COLOURS = "#000000 #E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7"
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#F0E442",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+]  # Okabe, Ito
+DASHES = ("-", "--", ":", "-.")
+
+
+def _pairs(line: Mapping[str, Any]) -> list[float]:
+    """Cosines of distinct tasks over all shared parameters, of one conflict event."""
+    table = line["cosine"]["all"]
+    found = [table[i][j] for i in range(len(table)) for j in range(i)]
+    return [value for value in found if value is not None]
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
     return path

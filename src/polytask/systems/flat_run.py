@@ -39,6 +39,7 @@ def flat_run(config: FlatRunConfig, say: Say) -> Outcome:
     """Train, measure, compare. Runs that are finished already are not trained again."""
     from polytask.pipeline import load_config, train
     from polytask.systems import flat_curves
+    from polytask.train.trackers import METRICS, read_lines
 
     path = config.data or DEFAULT
     ways = ("flat", "plain") if config.plain else ("flat",)
@@ -58,14 +59,22 @@ def flat_run(config: FlatRunConfig, say: Say) -> Outcome:
     figures = {"scores": scores, "sharpness": curves}
     record = folders["flat"] / "sharpness.json"
     files.write_json(record, figures)
-    picture = flat_curves.draw(curves, folders["flat"] / "sharpness.png")
+    lines = {way: read_lines(folder / METRICS) for way, folder in folders.items()}
+    pictures = [
+        flat_curves.draw(curves, folders["flat"] / "sharpness.png"),
+        flat_curves.draw_training(lines, folders["flat"] / "training.png"),
+    ]
     written = [folder / "report.html" for folder in folders.values()]
-    return Outcome(folders["flat"], figures, _lines(scores, curves), [*written, record, picture])
+    return Outcome(folders["flat"], figures, _lines(scores, curves), [*written, record, *pictures])
 
 
 def _overrides(config: FlatRunConfig, way: str) -> list[str]:
     """Both ways combine task gradients alike; only one of them climbs."""
-    given = ["evaluate.single_task=false", f"train.aggregator={config.aggregator}"]
+    given = [
+        "evaluate.single_task=false",
+        "train.conflict_every=10",
+        f"train.aggregator={config.aggregator}",
+    ]
     if way == "flat":
         fields = ("rho", "adaptive", "norm", "ascent", "aggregation")
         chosen = ", ".join(f"{f}: {str(getattr(config, f)).lower()}" for f in fields)
