@@ -129,6 +129,21 @@ def draw_training(lines: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) 
 STYLES = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", ":"))
 # Okabe and Ito's, safe for the colour-blind
 COLOURS = "#000000 #E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7"
+DASHES[number // 8 % 4])
+    left.set(xlabel="step", ylabel="rise of the loss uphill", title="sharpness while training")
+    left.legend(frameon=False, fontsize=7)
+    edges = [-1 + 0.1 * i for i in range(21)]
+    for (way, found), (colour, _, _) in zip(lines.items(), STYLES, strict=False):
+        values = [v for line in found if line.get("event") == "conflict" for v in _pairs(line)]
+        right.hist(values, edges, color=colour, label=way, alpha=0.6, density=True)
+    right.set(xlabel="cosine of two tasks' gradients", ylabel="density", title="agreement")
+    right.legend(frameon=False)
+    return _save(figure, path)
+
+
+STYLES = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", ":"))
+# Okabe and Ito's, safe for the colour-blind
+COLOURS = "#000000 #E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7"
     "#000000",
     "#E69F00",
     "#56B4E9",
