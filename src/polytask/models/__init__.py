@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from polytask.models.cache import KVCache
     from polytask.models.collate import Collator
     from polytask.models.features import Features
+    from polytask.models.flops import Flops, parameter_table
     from polytask.models.masks import MaskSpec
     from polytask.models.multitask import MultitaskModel, Prediction
     from polytask.models.specs import (
@@ -35,6 +36,7 @@ _HOME = {
     "Batch": "batch",
     "Collator": "collate",
     "Features": "features",
+    "Flops": "flops",
     "HeadSpec": "specs",
     "InputSpec": "specs",
     "KVCache": "cache",
@@ -52,11 +54,13 @@ _HOME = {
     "Transformer": "transformer",
     "TransformerConfig": "transformer",
     "build_model": "build",
+    "parameter_table": "flops",
 }
 __all__ = [
     "Batch",
     "Collator",
     "Features",
+    "Flops",
     "HeadSpec",
     "InputSpec",
     "KVCache",
@@ -74,6 +78,7 @@ __all__ = [
     "Transformer",
     "TransformerConfig",
     "build_model",
+    "parameter_table",
 ]
 
 

@@ -80,6 +80,13 @@ class Batch:
             self.host[name] = tensor.cpu().numpy()
         return self.host[name]
 
+    def entries(self, modality: str) -> np.ndarray[Any, Any]:
+        """(sequences,) the first entry of a modality in each sequence; -1 where there is none."""
+        owner = self.known(f"{modality}.sequence")
+        found = np.full(self.sequences, -1)
+        found[owner[::-1]] = np.arange(len(owner))[::-1]
+        return found
+
     def _find(self, name: str) -> Tensor:
         if name in self.fields:
             return self.fields[name]

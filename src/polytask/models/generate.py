@@ -69,9 +69,8 @@ def generate(
 def prompt_lengths(batch: Batch, pairs: Pairs) -> HostArray:
     """(P,) tokens before the first labelled one (after the very first), or all of the text."""
     assert pairs.value is not None
-    first = {int(s): n for n, s in reversed(list(enumerate(batch.known("text.sequence"))))}
-    entry = np.array([first[int(s)] for s in pairs.sequence[:, 0]], np.int64)
-    length = batch.known("text.length")[entry]
+    entry = batch.entries("text")[pairs.sequence[:, 0]]
+    length: HostArray = batch.known("text.length")[entry]
     labelled = pairs.value[:, 1:] != -100
     if labelled.shape[1] == 0:
         return length

@@ -55,6 +55,7 @@ class HubTrunk(nn.Module):
         self.dim = int(self.embedding.weight.shape[1])
         self.vocab_size = int(self.embedding.weight.shape[0])
         self.decoder_start = _decoder_start(model)
+        self.work: dict[str, tuple[float, ...]] = {}  # see polytask.models.flops
 
     @property
     def embedding(self) -> nn.Embedding:

@@ -178,11 +178,17 @@ class MultitaskModel(nn.Module):
         return found
 
     def _text_entries(self, batch: Batch) -> Entries:
-        sequence, length = batch.known("text.sequence"), batch.known("text.length")
-        if self.has_decoder:
-            prefix = batch.known("text.prefix")
-            length = np.where(prefix < length, prefix.clip(1, length), length)
-        return Entries(self._embed(batch.fields["text.ids"]), sequence, length)
+        tokens = self._embed(batch.fields["text.ids"])
+        return Entries(tokens, batch.known("text.sequence"), self.text_lengths(batch))
+
+    def text_lengths(self, batch: Batch) -> npt.NDArray[np.int64]:
+        """(n,) text tokens that enter the trunk."""
+        length = batch.known("text.length")
+        if not self.has_decoder:
+            return length
+        prefix = batch.known("text.prefix")
+        found: npt.NDArray[np.int64] = np.where(prefix < length, prefix.clip(1, length), length)
+        return found
 
     def spliced(
         self, batch: Batch, entries: dict[str, Entries], layout: Layout, summary: Tensor | None
