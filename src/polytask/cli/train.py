@@ -111,7 +111,7 @@ def _show(scores: dict[str, Any]) -> None:
     table = Table(title="one model for all tasks, and one model per task on the same rows")
     for heading in ("task", "metric"):
         table.add_column(heading)
-    for heading in ("all tasks", "alone", "difference", "95 % interval"):
+    for heading in ("all tasks", "alone", "gain", "95 % interval"):
         table.add_column(heading, justify="right")
     for row in score_rows(scores):
         colour = {"better": "green", "worse": "red"}.get(row.verdict, "")

@@ -167,6 +167,7 @@ def _judge(prepared: Prepared, run: Run, tell: Say) -> None:
             settings.confidence,
             settings.resamples,
             prepared.config.seed,
+            spent={"rows": _rows_spent(run.folder)},
         )
         if single
         else None
@@ -211,6 +212,16 @@ def _single_tasks(prepared: Prepared, folder: Path, tell: Say) -> dict[str, Task
             raise KeyboardInterrupt
         found |= _test(alone)
     return found
+
+
+def _rows_spent(folder: Path) -> tuple[float, float]:
+    """Labelled rows of the multitask run, and of all single-task models together."""
+    alone = [_read_ledger(path.parent) for path in (folder / "single").glob("*/ledger.json")]
+    return _total(_read_ledger(folder)), sum(map(_total, alone))
+
+
+def _total(ledger: dict[str, Any]) -> float:
+    return float(sum(row["examples"] for row in ledger["tasks"] if row["task"] != "total"))
 
 
 def _notes(prepared: Prepared) -> list[str]:
