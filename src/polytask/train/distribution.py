@@ -1,12 +1,16 @@
 """Devices and processes, through `accelerate`: one place that knows how many of us there are.
 
 Launched by `accelerate launch` or `torchrun` a run has `world` processes; otherwise it has one.
-Models and losses know nothing of it: the trainer sums what has to be summed.
+Models and losses know nothing of it: the trainer sums what has to be summed. `accelerate launch
+--use_fsdp --fsdp_version 2` shards parameters, gradients and optimiser state (torch's
+`fully_shard`, a unit per layer), also on CPUs, for which accelerate itself has no FSDP.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,12 +23,11 @@ from polytask.errors import ConfigError, PolytaskError
 class Distribution:
     """This process among its siblings.
 
-    `kind` is 'one', 'ddp' or 'fsdp2' (the last two chosen by `accelerate launch`).
+    `kind` is 'one', 'ddp' or 'fsdp2', as launched.
     """
 
     def __init__(self, device: str = "auto") -> None:
         from accelerate import Accelerator, DistributedDataParallelKwargs
-        from accelerate.utils import DistributedType
 
         if device not in ("auto", "cpu"):
             raise ConfigError(f"unknown device '{device}'. Known: auto, cpu.")
@@ -38,13 +41,11 @@ class Distribution:
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
-        self.kind = "one"
-        if self.accelerator.distributed_type == DistributedType.FSDP:
-            if not self.accelerator.is_fsdp2:
+        self.kind = "one" if self.world == 1 else "ddp"
+        if self.world > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+            if os.environ.get("FSDP_VERSION", "1") != "2":
                 raise ConfigError("FSDP version 1 is not supported; launch with --fsdp_version 2")
             self.kind = "fsdp2"
-        elif self.world > 1:
-            self.kind = "ddp"
 
     @property
     def main(self) -> bool:
@@ -60,8 +61,7 @@ class Distribution:
             by_dtype.setdefault(tensor.dtype, []).append(tensor)
         for group in by_dtype.values():
             flat = torch.cat([t.reshape(-1) for t in group])
-            with _siblings():
-                dist.all_reduce(flat)
+            dist.all_reduce(flat)
             for tensor, part in zip(group, torch.split(flat, [t.numel() for t in group])):
                 tensor.copy_(part.view_as(tensor))
 
@@ -76,7 +76,7 @@ class Distribution:
     def share_weights(self, tensors: Sequence[Tensor]) -> None:
         """Give every process the tensors of rank 0 (what DDP does when it wraps a model)."""
         if self.world > 1:
-            with _siblings(), torch.no_grad():
+            with torch.no_grad():
                 for tensor in tensors:
                     dist.broadcast(tensor.detach(), src=0)
 
@@ -85,38 +85,61 @@ class Distribution:
         if self.world == 1:
             return value
         box = [value]
-        with _siblings():
-            dist.broadcast_object_list(box, src=0, device=self.device)
+        dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
     def barrier(self) -> None:
         if self.world > 1:
-            with _siblings():
-                self.accelerator.wait_for_everyone()
+            self.accelerator.wait_for_everyone()
 
-    def wrap(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer
-    ) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """The module (and for FSDP2 its optimiser) as this kind of run needs them."""
-        if self.kind == "one":
-            return module, optimizer
-        if self.kind == "ddp":
-            return self.accelerator.prepare_model(module), optimizer
-        module, prepared = self.accelerator.prepare(module, optimizer)
-        return module, prepared.optimizer
+    def shard(self, module: nn.Module) -> None:
+        """Shard a module in place (FSDP2): the entries of its module lists, and the rest."""
+        from torch.distributed.fsdp import FSDPModule, fully_shard
+
+        mesh = dist.device_mesh.init_device_mesh(self.device.type, (self.world,))
+        layers = [
+            layer
+            for part in module.modules()
+            if isinstance(part, nn.ModuleList)
+            for layer in part
+            if any(True for _ in layer.parameters())
+        ]
+        for layer in layers:
+            if not isinstance(layer, FSDPModule):
+                fully_shard(layer, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module as this run calls it: inside DDP where there are several processes."""
+        if self.kind != "ddp":
+            return module
+        wrapped: nn.Module = self.accelerator.prepare_model(module)
+        return wrapped
+
+    @contextmanager
+    def whole(self, module: Any) -> Iterator[None]:
+        """Within the block, parts of a sharded module can be called without its own forward."""
+        if self.kind == "fsdp2":
+            module.unshard()
+        try:
+            yield
+        finally:
+            if self.kind == "fsdp2":
+                module.reshard()
 
 
-class _siblings:
-    """Turn a broken connection into a message that says what happened."""
+LOST = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "process group")
 
-    def __enter__(self) -> None:
-        return None
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: Any
-    ) -> None:
-        if isinstance(error, RuntimeError):
-            raise PolytaskError(
-                f"another process of this run is gone, so this one stops too ({error}). "
-                "Start the command again: it resumes from the newest checkpoint."
-            ) from error
+@contextmanager
+def lost_siblings() -> Iterator[None]:
+    """Turn a broken connection to another process into a message that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(sign in str(error).lower() for sign in LOST):
+            raise
+        raise PolytaskError(
+            f"another process of this run is gone, so this one stops too ({error}). "
+            "Start the command again: it resumes from the newest checkpoint."
+        ) from error

@@ -46,6 +46,7 @@ class StepModule(nn.Module):
         self.objective = objective
         self.tasks = tasks
         self.bf16 = bf16
+        self.touch_all = False  # FSDP2: every process has to have a gradient for everything
 
     def forward(self, batch: Any, pairs: Tensor | None = None, by_task: bool = False) -> Any:
         """`by_task`: every task counts the same, so a pair's loss is divided by its task's pairs
@@ -60,11 +61,18 @@ class StepModule(nn.Module):
         loss = sum_loss(terms, weights) if terms.value else self._nothing()
         if penalty is not None and terms.value:
             loss = loss + (penalty * count_pairs(terms, self.tasks)).sum()
+        if self.touch_all:
+            loss = loss + self._touch()
         return loss, terms.value, terms.task, terms.row
 
     def _nothing(self) -> Tensor:
         """The loss of a batch without any label: 0, for DDP still a result of the forward."""
         return next(p for p in self.model.parameters() if p.requires_grad).sum() * 0.0
+
+    def _touch(self) -> Tensor:
+        """0, depending on every parameter outside of the layers (which are sharded just now)."""
+        mine = [p for p in self.parameters() if p.requires_grad and not hasattr(p, "full_tensor")]
+        return torch.stack([p.sum() for p in mine]).sum() * 0.0
 
     def terms(self, batch: Any) -> Terms:
         """The objective's terms, under autocast when training in bf16."""

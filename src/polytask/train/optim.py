@@ -110,18 +110,27 @@ def clip_(gradients: list[Tensor], divisor: Tensor, clip: float) -> Tensor:
     """
     if not gradients:
         return torch.zeros((), device=divisor.device)
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) / divisor
+    norm = full(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))) / divisor
     scale = 1 / divisor
     if clip:
         scale = scale * (clip / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(gradients, scale)
-    result: Tensor = norm
-    return result
+    if hasattr(gradients[0], "full_tensor"):
+        torch._foreach_mul_(gradients, float(scale))  # shards take numbers only
+    else:
+        torch._foreach_mul_(gradients, scale)
+    return norm
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole tensor where FSDP2 shards it (every process has to ask); else itself."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
 
 
 def id_of(tensor: Tensor) -> int:
     """The same number for tensors that share their memory (tied weights)."""
-    return int(tensor.untyped_storage()._cdata)
+    local: Tensor = getattr(tensor, "_local_tensor", tensor)
+    return int(local.untyped_storage()._cdata)
 
 
 class AveragedWeights:
@@ -133,13 +142,13 @@ class AveragedWeights:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
+        # The tensors themselves are held, not their memory: DDP gives parameters new memory.
         self._live: dict[str, Tensor] = {}
-        seen: set[int] = set()  # tied weights are averaged once, under their first name
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point() and id_of(tensor) not in seen:
-                seen.add(id_of(tensor))
-                self._live[name] = tensor.detach()
-        self.average = {name: tensor.clone() for name, tensor in self._live.items()}
+        kept = model.state_dict().keys()
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if name in kept and tensor.is_floating_point():  # tied weights come once
+                self._live[name] = tensor
+        self.average = {name: tensor.detach().clone() for name, tensor in self._live.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:

@@ -16,12 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from polytask.errors import CheckpointError, suggestion
-
-
-def full(tensor: Tensor) -> Tensor:
-    """The whole tensor where FSDP2 shards it (every process has to ask); else itself."""
-    gather = getattr(tensor, "full_tensor", None)
-    return tensor if gather is None else gather()
+from polytask.train.optim import full
 
 
 def copy_into(target: Tensor, source: Tensor) -> None:

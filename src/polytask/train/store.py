@@ -13,6 +13,7 @@ from polytask.train import checkpoints, snapshot
 from polytask.train.checkpoints import Checkpoint
 from polytask.train.config import HARMLESS
 from polytask.train.distribution import Distribution
+from polytask.train.optim import full
 from polytask.train.stages import Leg
 from polytask.train.trackers import METRICS, Journal, truncate_after
 
@@ -56,7 +57,7 @@ class Store:
         }
         if trainer.ema is not None:
             average = trainer.ema.average
-            tensors["ema"] = {name: snapshot.full(tensor) for name, tensor in average.items()}
+            tensors["ema"] = {name: full(tensor) for name, tensor in average.items()}
         state = {
             "stage": leg.index,
             "random": plain_random,

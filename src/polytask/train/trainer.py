@@ -37,7 +37,7 @@ from polytask.mixture.ledger import Ledger
 from polytask.train import checkpoints, snapshot
 from polytask.train.batches import StepBatches
 from polytask.train.config import TrainConfig
-from polytask.train.distribution import Distribution
+from polytask.train.distribution import Distribution, lost_siblings
 from polytask.train.flat_step import FlatGradients
 from polytask.train.gradients import (
     Gradients,
@@ -128,6 +128,8 @@ class Trainer:
         bf16 = config.precision == "bf16"
         self.inner = StepModule(model, objective, self.weighting, len(self.tasks), bf16)
         self.distribution.share_weights([*self.inner.parameters(), *self.inner.buffers()])
+        if self.distribution.kind == "fsdp2":
+            self._shard()
         self.ema = AveragedWeights(model, config.ema) if config.ema else None
         self.window = Window(self.tasks, self.distribution, loader.ledger, loader.learns)
         self.guard = Guard(
@@ -154,7 +156,7 @@ class Trainer:
             NonFiniteError: a loss or gradient became NaN or infinite (weights are unharmed).
         """
         lock = files.locked(self.run) if self.distribution.main else nullcontext()
-        with lock, Interrupts() as self.interrupts:
+        with lock, lost_siblings(), Interrupts() as self.interrupts:
             resumed = self.store.find()
             active = self.distribution.main
             self.journal = Journal(self.run, self.config.trackers, self.identity, active)
@@ -257,12 +259,23 @@ class Trainer:
         )
         self.gradients = self._build_gradients()
         self.module: nn.Module = self.inner
-        if not isinstance(self.gradients, AggregatedGradients):
-            self.module, self.optimizer = self.distribution.wrap(self.inner, self.optimizer)
+        if not isinstance(self.gradients, AggregatedGradients):  # which sums by itself
+            self.module = self.distribution.wrap(self.inner)
         if resumed is not None and resumed.state["stage"] == leg.index and resumed.step > leg.start:
             self.store.restore_stage(self, resumed)
         self.progress.stage(leg.config.name)
         self.journal.log(self.step, "event", **frozen.event())
+
+    def _shard(self) -> None:
+        """FSDP2: shard parameters before anything else holds on to them."""
+        for key, used in (
+            ("weighting: uncertainty", self.config.weighting == "uncertainty"),
+            ("conflict_every", self.config.conflict_every > 0),
+        ):
+            if used:
+                raise ConfigError(f"'{key}' runs on one process or with DDP, not with FSDP2")
+        self.distribution.shard(self.inner)
+        self.inner.touch_all = True
 
     def _build_gradients(self) -> Gradients:
         if self.make_gradients is not None:
@@ -309,7 +322,8 @@ class Trainer:
             with self.ema.applied() if self.ema is not None else nullcontext():
                 if self.distribution.main or self.distribution.kind == "fsdp2":
                     self.model.eval()
-                    scores = self.evaluator(self.model, self.step)
+                    with self.distribution.whole(self.inner):
+                        scores = self.evaluator(self.model, self.step)
                     self.model.train()
                 self.scores = self.distribution.share(scores)
                 if self.stopper.improved(self.step, self.scores):
@@ -322,7 +336,8 @@ class Trainer:
         """Name who was not finite; stop unless skipping is still allowed."""
         for step in self.guard.bad_steps():
             snapshot.seed_step(self._seed(step), self.distribution.device)
-            culprits = find_culprits(self.inner, self._batches(step), self.tasks)
+            with self.distribution.whole(self.inner):
+                culprits = find_culprits(self.inner, self._batches(step), self.tasks)
             self.optimizer.zero_grad(set_to_none=True)
             told = "; ".join(map(str, culprits[:4])) or (
                 "it was finite when run again: another process or an unseeded random number"
