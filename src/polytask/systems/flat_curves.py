@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from polytask.train.sharpness import Sharpness
 
 RADII = (0.02, 0.05, 0.1, 0.2)
+STYLES = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", ":"))
+# Okabe and Ito's, safe for the colour-blind
+COLOURS = "#000000 #E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7"
+DASHES = ("-", "--", ":", "-.")
 
 
 def measure(
@@ -114,7 +118,8 @@ def draw_training(lines: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) 
     colours = COLOURS.split()
     for number, (task, points) in enumerate(rises.items()):
         xs, ys = zip(*points, strict=True)
-        left.plot(xs, ys, label=task, color=colours[number % 8], linestyle=DASHES[number // 8 % 4])
+        dash = DASHES[number // 8 % 4]
+        left.plot(xs, ys, label=task, color=colours[number % 8], linestyle=dash)
     left.set(xlabel="step", ylabel="rise of the loss uphill", title="sharpness while training")
     left.legend(frameon=False, fontsize=7)
     edges = [-1 + 0.1 * i for i in range(21)]
@@ -124,36 +129,6 @@ def draw_training(lines: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) 
     right.set(xlabel="cosine of two tasks' gradients", ylabel="density", title="agreement")
     right.legend(frameon=False)
     return _save(figure, path)
-
-
-STYLES = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", ":"))
-# Okabe and Ito's, safe for the colour-blind
-COLOURS = "#000000 #E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7"
-DASHES[number // 8 % 4])
-    left.set(xlabel="step", ylabel="rise of the loss uphill", title="sharpness while training")
-    left.legend(frameon=False, fontsize=7)
-    edges = [-1 + 0.1 * i for i in range(21)]
-    for (way, found), (colour, _, _) in zip(lines.items(), STYLES, strict=False):
-        values = [v for line in found if line.get("event") == "conflict" for v in _pairs(line)]
-        right.hist(values, edges, color=colour, label=way, alpha=0.6, density=True)
-    right.set(xlabel="cosine of two tasks' gradients", ylabel="density", title="agreement")
-    right.legend(frameon=False)
-    return _save(figure, path)
-
-
-STYLES = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", ":"))
-# Okabe and Ito's, safe for the colour-blind
-COLOURS = "#000000 #E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7"
-    "#000000",
-    "#E69F00",
-    "#56B4E9",
-    "#009E73",
-    "#F0E442",
-    "#0072B2",
-    "#D55E00",
-    "#CC79A7",
-]  # Okabe, Ito
-DASHES = ("-", "--", ":", "-.")
 
 
 def _pairs(line: Mapping[str, Any]) -> list[float]:
