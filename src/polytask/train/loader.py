@@ -40,8 +40,13 @@ class Span:
 class BatchSource(Protocol):
     """What the trainer asks of a loader."""
 
-    tasks: Sequence[str]
-    ledger: Ledger | None
+    @property
+    def tasks(self) -> Sequence[str]:
+        """Names, in the order of task ids."""
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """Where what was trained on is booked."""
 
     @property
     def learns(self) -> bool:
