@@ -168,6 +168,7 @@ def _judge(prepared: Prepared, run: Run, tell: Say) -> None:
             settings.resamples,
             prepared.config.seed,
             spent={"rows": _rows_spent(run.folder)},
+            tolerance=_rounding(prepared, run.folder),
         )
         if single
         else None
@@ -198,7 +199,7 @@ def _test(prepared: Prepared) -> dict[str, TaskScore]:
 
 def _single_tasks(prepared: Prepared, folder: Path, tell: Say) -> dict[str, TaskScore]:
     """One model per task, each trained on as many rows as the task had in the mixture."""
-    rows = {row["task"]: int(row["examples"]) for row in _read_ledger(folder)["tasks"]}
+    rows = _rows_drawn(prepared, folder)
     batch = prepared.config.train.batch_size
     found: dict[str, TaskScore] = {}
     for number, name in enumerate(prepared.taskset.names, 1):
@@ -218,6 +219,18 @@ def _rows_spent(folder: Path) -> tuple[float, float]:
     """Labelled rows of the multitask run, and of all single-task models together."""
     alone = [_read_ledger(path.parent) for path in (folder / "single").glob("*/ledger.json")]
     return _total(_read_ledger(folder)), sum(map(_total, alone))
+
+
+def _rows_drawn(prepared: Prepared, folder: Path) -> dict[str, int]:
+    """Rows that each task's group was given, those without a label for the task included."""
+    drawn = {row["group"]: int(row["rows"]) for row in _read_ledger(folder)["mixture"]}
+    return {task.name: drawn[g.name] for g in prepared.taskset.groups for task in g.tasks}
+
+
+def _rounding(prepared: Prepared, folder: Path) -> float:
+    """Share by which budgets may differ: 2 %, or half a step per task where runs are short."""
+    half_steps = prepared.config.train.batch_size * len(prepared.taskset.tasks) / 2
+    return max(0.02, half_steps / max(1.0, _total(_read_ledger(folder))))
 
 
 def _total(ledger: dict[str, Any]) -> float:
