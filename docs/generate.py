@@ -101,9 +101,8 @@ def judged(card: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
         numbers = f"{t['mean']:+.4f} | {t['low']:+.4f} to {t['high']:+.4f}" if t else " | "
         yield f"| {text} | {claim['metric']} | {numbers} | {item['verdict']} |"
     yield ""
-    picture = ROOT / "evidence" / f"{page(card)}.png"
-    if picture.is_file():
-        yield f"![Every seed of every arm](../assets/{page(card)}.png)"
+    for picture in sorted((ROOT / "evidence" / f"{page(card)}-pictures").glob("*.png")):
+        yield f"![{picture.stem}](../assets/{page(card)}-{picture.name})"
         yield ""
 
 
@@ -133,8 +132,11 @@ def texts() -> dict[Path, str]:
 
 def pictures() -> dict[Path, bytes]:
     return {
-        ROOT / "docs" / "assets" / path.name: path.read_bytes()
-        for path in sorted((ROOT / "evidence").glob("*.png"))
+        ROOT
+        / "docs"
+        / "assets"
+        / f"{path.parent.name.removesuffix('pictures')}{path.name}": path.read_bytes()
+        for path in sorted((ROOT / "evidence").glob("*-pictures/*.png"))
     }
 
 

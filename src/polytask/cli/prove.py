@@ -26,7 +26,7 @@ class Size(StrEnum):
 
 @app.command()
 def prove(
-    name: str = typer.Argument(help="Number or name of a system: 16, flat-mtl."),
+    name: str = typer.Argument(help="Number or name of a system (16, flat-mtl), or 'all'."),
     seeds: int | None = typer.Option(
         None, help="Paired seeds (5; 1 for smoke).", show_default=False
     ),
@@ -47,34 +47,48 @@ def prove(
     A full run writes evidence/NN-name.json and its pictures, whatever the verdict. Interrupted, it
     goes on where it was.
     """
-    from polytask import study, systems
-    from polytask.study import Executor
+    from polytask import systems
 
-    system = systems.load(name)
     full = budget is Size.full
     cores = _cores() if workers is None else workers
-    say = _quiet if as_json else _say
-    if tune:
-        _tune(system, Executor(cores, threads=1), say)
+    side_by_side = cores if full or workers is not None else 0
+    count = seeds if seeds is not None else (5 if full else 1)
+    chosen = [c.slug for c in systems.cards() if systems.is_built(c)] if name == "all" else [name]
+    shown = True
+    for one in chosen:
+        system = systems.load(one)
+        if tune:
+            _tune(system, cores, _quiet if as_json else _say)
+        evidence = _judge(system, count, seed_base, budget.value, side_by_side, as_json)
+        path = _write(evidence, out) if full else None
+        if as_json:
+            print(json.dumps(_facts(evidence, path), ensure_ascii=False))
+        else:
+            _show(evidence, path)
+        shown = shown and evidence.verdict == "shown"
+    if strict and full and not shown:
+        raise typer.Exit(NOT_SHOWN)
+
+
+def _judge(
+    system: System, seeds: int, seed_base: int, size: Any, workers: int, quiet: bool
+) -> Evidence:
+    """All arms over all seeds, and what the system reports beside its claims."""
+    from polytask import study, systems
+
     evidence = study.prove(
         system,
-        seeds if seeds is not None else (5 if full else 1),
+        seeds,
         seed_base,
-        budget.value,
-        workers=cores if full or workers is not None else 0,
+        size,
+        workers=workers,
         threads=1,
-        on_result=None if as_json else _tell,
+        on_result=None if quiet else _tell,
     )
     if isinstance(system, systems.Reporting):
         notes = {**evidence.notes, "reported": system.reported(evidence)}
         evidence = replace(evidence, notes=notes)
-    path = _write(evidence, out) if full else None
-    if as_json:
-        print(json.dumps(_facts(evidence, path), ensure_ascii=False))
-    else:
-        _show(evidence, path)
-    if strict and full and evidence.verdict != "shown":
-        raise typer.Exit(NOT_SHOWN)
+    return evidence
 
 
 def _cores() -> int:
@@ -83,15 +97,16 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _tune(system: System, executor: Any, say: Callable[[str], None]) -> None:
+def _tune(system: System, workers: int, say: Callable[[str], None]) -> None:
     from polytask.errors import UserError
+    from polytask.study import Executor
     from polytask.systems import Tunable
     from polytask.systems.base import write_tuning
 
     if not isinstance(system, Tunable):
         raise UserError(f"system '{system.card.slug}' has nothing to tune: leave --tune out")
     say("choosing settings on the tuning seeds ...")
-    write_tuning(system.tuning_file, system.tune(executor))
+    write_tuning(system.tuning_file, system.tune(Executor(workers, threads=1)))
     say(f"wrote {system.tuning_file}")
 
 
