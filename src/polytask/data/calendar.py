@@ -139,9 +139,10 @@ class Frequency:
         months = month + ahead * np.timedelta64(self.count, "M")
         ends = (months + 1).astype("datetime64[D]") - 1
         if day == (month + 1).astype("datetime64[D]") - 1:
-            return ends.astype("datetime64[s]")
+            return np.asarray(ends.astype("datetime64[s]"))
         offset = day - month.astype("datetime64[D]")
-        return np.minimum(months.astype("datetime64[D]") + offset, ends).astype("datetime64[s]")
+        days = np.minimum(months.astype("datetime64[D]") + offset, ends)
+        return np.asarray(days.astype("datetime64[s]"))
 
 
 def infer(stamps: Stamps) -> Frequency:
@@ -156,13 +157,14 @@ def infer(stamps: Stamps) -> Frequency:
         )
     days = np.diff(stamps.astype("datetime64[D]").astype(np.int64))
     if days.min() >= 28 and _same_place_in_month(stamps).all():
-        months = np.diff(stamps.astype("datetime64[M]").astype(np.int64))
+        months = stamps.astype("datetime64[M]").astype(np.int64)
         return Frequency("months", _most_common(months, stamps))
-    seconds = np.diff(stamps.astype("datetime64[s]").astype(np.int64))
+    seconds = stamps.astype("datetime64[s]").astype(np.int64)
     return Frequency("seconds", _most_common(seconds, stamps))
 
 
-def _most_common(steps: Ints, stamps: Stamps) -> int:
+def _most_common(positions: Ints, stamps: Stamps) -> int:
+    steps = np.diff(positions)
     sizes, counts = np.unique(steps, return_counts=True)
     best = int(counts.argmax())
     if counts[best] * 2 < len(steps):
@@ -181,7 +183,7 @@ def _same_place_in_month(stamps: Stamps) -> NDArray[np.bool_]:
     offset = (day - month.astype("datetime64[D]")).astype(np.int64)
     is_end = day == (month + 1).astype("datetime64[D]") - 1
     same_day = (offset == offset[0]) | (is_end & (offset < offset.max()))
-    return same_day | (is_end & bool(is_end[0]))
+    return np.asarray(same_day | (is_end & bool(is_end[0])))
 
 
 def _show(stamp: np.datetime64) -> str:

@@ -141,8 +141,8 @@ def _assemble(
     filled = np.concatenate(blocks)
     starts = np.concatenate([[0], np.cumsum(lengths)])
     known = np.array([_future_steps(b, targets) for b in blocks])
-    for i in np.flatnonzero(known == np.array(lengths)):
-        raise DataError(f"{name}: series '{ids[i]}' has no target value at all")
+    for empty in np.flatnonzero(known == np.array(lengths)):
+        raise DataError(f"{name}: series '{ids[empty]}' has no target value at all")
     return Panel(
         values=filled,
         starts=starts.astype(np.int64),
@@ -227,4 +227,4 @@ def _numbers(column: Any, name: str, label: str) -> Floats:
             f"{name}, row {bad[0] + 1}: '{column.iloc[bad[0]]}' in column '{label}' is not a "
             "finite number"
         )
-    return numbers.astype(np.float32)
+    return np.asarray(numbers, dtype=np.float32)

@@ -31,19 +31,33 @@ class InstanceNorm(nn.Module):
         return loc, torch.sqrt(variance + self.eps)
 
 
+def _linear(layer: nn.Linear, x: Tensor, leading: bool) -> Tensor:
+    """`layer` over the last axis of x, or over the first axis of a matrix (size, columns)."""
+    if not leading:
+        return F.linear(x, layer.weight, layer.bias)
+    return torch.addmm(layer.bias[:, None], layer.weight, x)
+
+
 class Gate(nn.Module):
-    """x * softmax(W x + b) over the last axis."""
+    """x * softmax(W x + b) over the last axis; `leading`: over the first axis of a matrix."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.attn_layer = nn.Linear(size, size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.softmax(self.attn_layer(x), dim=-1)
+    def forward(self, x: Tensor, leading: bool = False) -> Tensor:
+        return x * torch.softmax(_linear(self.attn_layer, x, leading), dim=0 if leading else -1)
+
+
+class NoGate(nn.Module):
+    """x as it is."""
+
+    def forward(self, x: Tensor, leading: bool = False) -> Tensor:
+        return x
 
 
 class MixerMLP(nn.Module):
-    """Linear, GELU, Linear over the last axis, with dropout after each."""
+    """Linear, GELU, Linear with dropout after each; the axis as in `Gate`."""
 
     def __init__(self, size: int, expansion: int, dropout: float) -> None:
         super().__init__()
@@ -51,8 +65,9 @@ class MixerMLP(nn.Module):
         self.fc2 = nn.Linear(size * expansion, size)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
+    def forward(self, x: Tensor, leading: bool = False) -> Tensor:
+        hidden = self.dropout(F.gelu(_linear(self.fc1, x, leading)))
+        out: Tensor = self.dropout(_linear(self.fc2, hidden, leading))
         return out
 
 
@@ -71,7 +86,8 @@ class Norm(nn.Module):
 class AxisMixer(nn.Module):
     """x + gate(mlp(norm(x))) over one axis of (B, C, N, D): 3 features, 2 patches, 1 channels.
 
-    Over channels the gate comes before the MLP, as published.
+    Over channels the gate comes before the MLP, as published. Patches and channels are mixed with
+    their axis in front, as one matrix product over all columns: a short last axis is slow.
     """
 
     def __init__(self, config: TTMConfig, width: int, size: int, axis: int, dropout: float) -> None:
@@ -79,12 +95,22 @@ class AxisMixer(nn.Module):
         self.axis = axis
         self.norm = Norm(width, config.norm_eps)
         self.mlp = MixerMLP(size, config.expansion_factor, dropout)
-        self.gating_block = Gate(size) if config.gated_attn else nn.Identity()
+        self.gating_block = Gate(size) if config.gated_attn else NoGate()
 
     def forward(self, x_BCND: Tensor) -> Tensor:
-        y = self.norm(x_BCND).transpose(self.axis, 3)
-        y = self.mlp(self.gating_block(y)) if self.axis == 1 else self.gating_block(self.mlp(y))
-        return x_BCND + y.transpose(self.axis, 3)
+        y = self.norm(x_BCND)
+        if self.axis == 3:
+            return x_BCND + self._mix(y, leading=False)
+        front = y.movedim(self.axis, 0)
+        mixed = self._mix(front.reshape(front.shape[0], -1), leading=True)
+        return x_BCND + mixed.view(front.shape).movedim(0, self.axis)
+
+    def _mix(self, y: Tensor, leading: bool) -> Tensor:
+        first, second = (
+            (self.gating_block, self.mlp) if self.axis == 1 else (self.mlp, self.gating_block)
+        )
+        out: Tensor = second(first(y, leading), leading)
+        return out
 
 
 class MixerLayer(nn.Module):
@@ -128,7 +154,8 @@ class AdaptiveLevel(nn.Module):
         x = x_BCND.reshape(B, C, N * self.factor, D // self.factor)
         for layer in self.mixer_layers:
             x = layer(x)
-        return x.reshape(B, C, N, D)
+        out: Tensor = x.reshape(B, C, N, D)
+        return out
 
 
 class MixerBlock(nn.Module):

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polytask.models.ttm.config import TTMConfig
-from polytask.models.ttm.mixers import Gate, InstanceNorm, MixerBlock
+from polytask.models.ttm.mixers import Gate, InstanceNorm, MixerBlock, NoGate
 
 
 class Encoder(nn.Module):
@@ -143,7 +143,7 @@ class ExogenousMixer(nn.Module):
         channels = config.targets + len(config.exogenous_channel_indices or ())
         width = channels * (2 * self.steps + 1)
         self.mlp = nn.Linear(width, config.targets)
-        self.fcm_gating_block = Gate(width) if config.fcm_gated_attn else nn.Identity()
+        self.fcm_gating_block = Gate(width) if config.fcm_gated_attn else NoGate()
 
     def forward(self, base_BHC: Tensor, exogenous_BHE: Tensor, past_BLC: Tensor) -> Tensor:
         """`past_BLC` holds the last L steps of targets then exogenous channels."""
