@@ -105,3 +105,48 @@ def test_predict_from_the_command_line_writes_rows_with_answers(
     assert len(lines) == 121
     assert cli.main(["predict", str(run), "x.csv", "--task", "prise"]) == 2
     assert "Did you mean 'price'?" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_transfer_table_has_every_pair(config: Make, tmp_path: Path) -> None:
+    path = config({"evaluate/transfer_steps": 2, "evaluate/single_task": False})
+    run = train(load_config(path), tmp_path / "run", base=tmp_path)
+    transfer = run.scores["transfer"]
+    assert sorted(transfer["tasks"]) == ["liked", "price", "same", "stars"]
+    assert all(value is not None for row in transfer["score"] for value in row)
+    assert not (run.folder / "single").exists()
+
+
+@pytest.mark.slow
+def test_a_stream_trains_like_a_file(config: Make, files: Path, tmp_path: Path) -> None:
+    data = {"path": "houses.csv", "streaming": True}
+    changes = {
+        "tasks/price/data": data,
+        "tasks/price/split": {"held_out_rows": 10},
+        "mixture/policy": "uniform",
+        "evaluate/single_task": False,
+    }
+    run = train(load_config(config(changes)), tmp_path / "run", base=files)
+    (row,) = [row for row in run.scores["tasks"] if row["task"] == "price"]
+    assert row["multitask"] is not None
+    assert row["n"] == 10
+
+
+@pytest.mark.slow
+def test_python_and_command_line_give_the_same_scores(config: Make, tmp_path: Path) -> None:
+    path = config({"evaluate/single_task": False})
+    run = train(load_config(path), tmp_path / "a", base=tmp_path)
+    assert cli.main(["train", str(path), "--out", str(tmp_path / "b"), "--json"]) == 0
+    other = json.loads((tmp_path / "b" / "small" / "scores.json").read_text())
+    assert other["tasks"] == run.scores["tasks"]
+
+
+@pytest.mark.slow
+def test_predictions_are_a_function_of_the_row_alone(run: Path) -> None:
+    predictor = load_run(run).predictor(batch_size=2)
+    rows = [{"body": "great"}, {"body": "a much longer and rather dull text"}, {"body": "it"}]
+    together = predictor.predict("liked", rows)
+    for row, answer in zip(rows, together, strict=True):
+        (alone,) = predictor.predict("liked", [row])
+        assert alone["prediction"] == answer["prediction"]
+        assert alone["probability"] == pytest.approx(answer["probability"], abs=1e-5)

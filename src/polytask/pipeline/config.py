@@ -25,6 +25,8 @@ class EvaluateConfig(Config):
     batch_size: PositiveInt = 256
     single_task: bool = True
     """Also train one model per task on the rows that task had, and compare."""
+    transfer_steps: NonNegativeInt = 0
+    """Steps for each task and each pair of tasks, to tabulate who helps whom; 0: no table."""
     resamples: PositiveInt = 2000
     """Bootstrap resamples of the test rows, for the intervals of differences."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,10 +80,17 @@ def fit_processor(config: RunConfig, taskset: TaskSet) -> Processor:
     return Processor.fit(taskset, config.encoding, tokenizer)
 
 
-def single_task(prepared: Prepared, name: str) -> Prepared:
-    """The same recipe for one task alone: own processor (same vocabulary), own fresh model."""
-    task = next(t for t in prepared.taskset.tasks if t.name == name)
-    taskset = TaskSet((RowGroup(task.name, (task,)),))
+def subset(prepared: Prepared, names: Sequence[str]) -> Prepared:
+    """The same recipe for some tasks: own processor (same vocabulary), own fresh model.
+
+    Their rows come in equal shares; one task alone is what a run is compared with.
+    """
+    groups = []
+    for group in prepared.taskset.groups:
+        tasks = tuple(task for task in group.tasks if task.name in names)
+        if tasks:
+            groups.append(RowGroup(group.name, tasks))
+    taskset = TaskSet(tuple(groups))
     config = prepared.config.model_copy(update={"mixture": MixtureConfig(policy="uniform")})
     processor = Processor.fit(taskset, config.encoding, prepared.processor.codec)
     model = build_model(config.model, taskset, processor)
