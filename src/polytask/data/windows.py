@@ -127,3 +127,35 @@ def univariate(records: Sequence[Record]) -> list[Record]:
         for record in records
         for c in range(record.values.shape[1])
     ]
+
+
+def standardise(record: Record) -> Record | None:
+    """Zero mean and unit variance per channel over the whole record; None if one is constant.
+
+    For pretraining, where the record is what may be seen: a window's future is in the same units.
+    """
+    seen = np.isfinite(record.values)
+    count = np.maximum(seen.sum(0), 1)
+    values = np.where(seen, record.values, 0).astype(np.float64)
+    mean = values.sum(0) / count
+    deviation = np.sqrt((np.where(seen, values - mean, 0) ** 2).sum(0) / count)
+    if not (deviation > 1e-6 * np.maximum(np.abs(mean), 1e-30)).all():
+        return None
+    return Record(((record.values - mean) / deviation).astype(np.float32), record.frequency)
+
+
+def with_coarser(
+    datasets: Mapping[str, Sequence[Record]], factors: Sequence[int] = (2, 3, 4, 7, 12, 24)
+) -> dict[str, list[Record]]:
+    """Every data set, and 'NAME at FREQUENCY' with its downsampled copies where those have a name.
+
+    Source: arXiv 2401.03955, section 3.1 (diverse resolution sampling).
+    """
+    found = {name: list(records) for name, records in datasets.items()}
+    for name, records in datasets.items():
+        for record in records:
+            for factor in factors:
+                coarse = downsample(record, factor)
+                if coarse is not None:
+                    found.setdefault(f"{name} at {coarse.frequency.name}", []).append(coarse)
+    return found

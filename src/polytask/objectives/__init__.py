@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from polytask.objectives.classes import binary_cross_entropy, cross_entropy, mask_classes
     from polytask.objectives.contrast import info_nce
     from polytask.objectives.dense import dense_absolute, dense_cross_entropy
-    from polytask.objectives.numbers import forecast, regression
+    from polytask.objectives.numbers import forecast, pinball, raw_forecast, regression
     from polytask.objectives.tokens import (
         per_pair,
         projected_cross_entropy,
@@ -24,6 +24,8 @@ _HOME = {
     "dense_absolute": "dense",
     "dense_cross_entropy": "dense",
     "forecast": "numbers",
+    "pinball": "numbers",
+    "raw_forecast": "numbers",
     "regression": "numbers",
     "per_pair": "tokens",
     "projected_cross_entropy": "tokens",
@@ -38,7 +40,9 @@ __all__ = [
     "info_nce",
     "mask_classes",
     "per_pair",
+    "pinball",
     "projected_cross_entropy",
+    "raw_forecast",
     "regression",
     "token_cross_entropy",
 ]

@@ -2,11 +2,12 @@
 
 NaN in a target means unknown; the mean is over what is known. Everything in float32.
 
-Legend: P pairs, O outputs, H horizon, C channels.
+Legend: P pairs, O outputs, H horizon, C channels, Q quantile levels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -48,4 +49,41 @@ def forecast(
     known = ~target_PHC.isnan()
     target = (target_PHC.float() - loc_PC[:, None]) / scale_PC[:, None]
     each = distance(prediction_PHC.float(), torch.where(known, target, target.new_zeros(())), shape)
+    return known_mean(each, known)
+
+
+def raw_forecast(
+    prediction_PHC: Tensor,
+    target_PHC: Tensor,
+    shape: Shape = "mse",
+    scale_PC: Tensor | None = None,
+) -> Tensor:
+    """(P,) distance between a forecast and a target that are both in the units of the series.
+
+    Without `scale_PC` a channel of large scale dominates; with it the error is divided by it.
+    """
+    known = ~target_PHC.isnan()
+    target = torch.where(known, target_PHC.float(), prediction_PHC.detach().float())
+    unit = 1.0 if scale_PC is None else scale_PC[:, None]
+    return known_mean(distance(prediction_PHC.float() / unit, target / unit, shape), known)
+
+
+def pinball(
+    quantiles_PHCQ: Tensor,
+    target_PHC: Tensor,
+    levels: Sequence[float],
+    scale_PC: Tensor | None = None,
+) -> Tensor:
+    """(P,) mean over known steps and levels q of max(q e, (q - 1) e), e = target - quantile.
+
+    Its minimum is the q-quantile. Source: Koenker and Bassett 1978.
+    """
+    known = ~target_PHC.isnan()
+    quantiles = quantiles_PHCQ.float()
+    target = torch.where(known, target_PHC.float(), target_PHC.new_zeros(()))
+    error = target.unsqueeze(-1) - quantiles
+    if scale_PC is not None:
+        error = error / scale_PC[:, None, :, None]
+    q = torch.tensor(levels, device=error.device)
+    each = torch.maximum(q * error, (q - 1) * error).mean(-1)
     return known_mean(each, known)

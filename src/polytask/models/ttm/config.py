@@ -41,6 +41,7 @@ class TTMConfig(Config):
     fcm_context_length: int = Field(1, ge=0)
     fcm_gated_attn: bool = True
     fcm_prepend_past: bool = True
+    exogenous_scale: Literal["instance", "raw"] = "instance"  # raw: scaled by the caller
     instance_norm: bool = True  # an ablation switches it off
     quantiles: tuple[float, ...] = ()
     parity: bool = False

@@ -259,7 +259,8 @@ class TinyTimeMixer(nn.Module):
         if exogenous and future is None:
             raise ValueError("this model has exogenous channels: give their `future` values")
         if not c.parity:
-            past_BTC = ((past_BTC - loc) / scale).masked_fill(~observed_BTC, 0.0)
+            shift, unit = self._exogenous_units(loc, scale)
+            past_BTC = ((past_BTC - shift) / unit).masked_fill(~observed_BTC, 0.0)
         order = self._target_channels() + exogenous
         past_BLC = past_BTC[:, past_BTC.shape[1] - block.steps :, order]
         known = base_BHC.new_zeros(base_BHC.shape[0], base_BHC.shape[1], 0)
@@ -268,9 +269,20 @@ class TinyTimeMixer(nn.Module):
             if not bool(known.isfinite().all()):
                 raise ValueError("`future` has missing values in an exogenous channel")
             if not c.parity:
-                known = (known - loc[..., exogenous]) / scale[..., exogenous]
+                known = (known - shift[..., exogenous]) / unit[..., exogenous]
         out: Tensor = block(base_BHC, known, past_BLC)
         return out
+
+    def _exogenous_units(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """loc and scale in which the exogenous mixer works. A control that is constant within the
+        context (no holiday in it) has scale sqrt(eps): its first change would arrive 316 times too
+        large, which is why 'raw' leaves the controls in the units they came in."""
+        if self.config.exogenous_scale == "instance":
+            return loc, scale
+        columns = list(self.config.exogenous_channel_indices or ())
+        shift, unit = loc.clone(), scale.clone()
+        shift[..., columns], unit[..., columns] = 0.0, 1.0
+        return shift, unit
 
     def _quantiles(self, base_BHC: Tensor, spread_BCF: Tensor) -> Tensor:
         """Non-crossing by construction: steps of softplus away from the level nearest 0.5."""
