@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from polytask.models import Batch, HeadSpec, InputSpec, ModelConfig, ModelSpec, MultitaskModel
 from polytask.models.collate import collate
-from polytask.models.flops import flops, parameter_table
+from polytask.models.flops import flops, flops_by_task, parameter_table
 
 
 def counted(model: MultitaskModel, batch: Batch) -> tuple[int, int]:
@@ -93,6 +93,25 @@ def test_a_transformer_takes_six_per_weight_and_token_and_its_attention() -> Non
     weights = 3 * 12 * 64 * 64
     attention = 3 * 3 * 4 * 8 * 20 * 20 * 64
     assert found.forward["trunk"] + found.backward["trunk"] == 6 * weights * 160 + attention
+
+
+def test_the_work_booked_on_tasks_adds_up_and_goes_by_length() -> None:
+    heads = tuple(HeadSpec(task=name, kind="classify", outputs=2) for name in ("long", "short"))
+    spec = ModelSpec(
+        config=ModelConfig(dim=64, layers=2, heads=4), inputs=InputSpec(vocab_size=50), heads=heads
+    )
+    model = MultitaskModel(spec)
+    r = np.random.default_rng(0)
+    rows = [Row([make.text(r, 30)], {0: 1}) for _ in range(4)]
+    rows += [Row([make.text(r, 9)], {1: 1}) for _ in range(4)]
+    batch = collate(rows, ["classify", "classify"])
+    booked = flops_by_task(model, batch)
+    assert booked.sum() == pytest.approx(flops(model, batch).total)
+    heads_work = sum(getattr(flops(model, batch), way)["classify"] for way in WAYS) / 2
+    assert (booked[0] - heads_work) / (booked[1] - heads_work) == pytest.approx(31 / 10)
+
+
+WAYS = ("forward", "backward")
 
 
 def test_the_parameter_table_adds_up() -> None:

@@ -80,6 +80,28 @@ def flops(model: MultitaskModel, batch: Batch) -> Flops:
     return Flops(forward, backward)
 
 
+def flops_by_task(model: MultitaskModel, batch: Batch) -> npt.NDArray[np.float64]:
+    """The work of a step booked on tasks, (tasks,) float64; adds up to `flops(...).total`.
+
+    Stems and trunk go by the length of each sequence, to the first task of its row (tasks that
+    share rows share that work); heads go by pairs.
+    """
+    work = flops(model, batch)
+    parts = {name: work.forward[name] + work.backward[name] for name in work.forward}
+    tasks = len(model.task_names)
+    counts, _ = _stems(model, batch)
+    length = _lengths(model, batch, counts).astype(np.float64)
+    first = batch.known("task")
+    shared = sum(parts.pop(name, 0) for name in ("stems", "trunk", "decoder"))
+    booked: npt.NDArray[np.float64] = np.bincount(first, length, tasks) * (
+        shared / max(1.0, length.sum())
+    )
+    for kind, value in parts.items():
+        pairs = np.bincount(batch.known(f"{kind}.task"), minlength=tasks)
+        booked += pairs * (value / max(1, pairs.sum()))
+    return booked
+
+
 def _stems(model: MultitaskModel, batch: Batch) -> tuple[dict[str, Counts], tuple[int, int]]:
     """Tokens of every entry, by modality, and the work of the stems.
 

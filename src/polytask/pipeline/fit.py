@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 from polytask import files
 from polytask.evaluate import evaluate
 from polytask.mixture.ledger import Ledger
+from polytask.models.flops import flops_by_task
 from polytask.pipeline.prepare import Prepared
 from polytask.train.config import StageConfig, TrainConfig
 from polytask.train.distribution import Distribution
@@ -35,6 +37,7 @@ def fit(prepared: Prepared, folder: Path, steps: int | None = None) -> TrainResu
             "encoding": config.encoding.model_dump(mode="json"),
         },
         distribution=distribution,
+        work=partial(flops_by_task, prepared.model),
     )
     result = trainer.fit()
     ledger = trainer.ledger  # summed over processes, so all of them ask

@@ -7,7 +7,7 @@ exact whatever the sizes of the parts.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,10 +33,13 @@ class Window:
         distribution: Distribution,
         ledger: Ledger | None = None,
         learns: bool = False,
+        work: Callable[[Any], Array] | None = None,
     ) -> None:
         self.tasks = tuple(tasks)
         self.distribution = distribution
         self.ledger = ledger  # this process's part
+        self.work = work  # batch -> FLOPs per task (tasks,), for the ledger
+        self._flops: list[Array] = []
         self.learns = learns  # whether the loader wants to know each step's losses
         self.terms: dict[str, Tensor] = {}  # term -> (2, tasks): sums and pairs, this process's
         self._losses: list[tuple[int, Tensor]] = []  # (step, mean loss per task)
@@ -61,6 +64,8 @@ class Window:
         self.tokens += batches.tokens
         if self.ledger is not None:
             self._seen.append(batches.seen())
+            if self.work is not None:
+                self._flops += [self.work(batch) for batch in batches.batches]
         if self.distribution.device.type == "cpu":
             if not bool(torch.isfinite(sums.losses).all()):
                 return
@@ -90,6 +95,10 @@ class Window:
         self.ledger.add(pairs)
         self.ledger.add(tokens[0], examples=0, tokens=tokens[1])
         self.ledger.spread_seconds(pairs, seconds)
+        if self._flops:
+            booked = np.sum(self._flops, axis=0)
+            self.ledger.add(np.arange(len(booked)), examples=0, flops=booked)
+            self._flops.clear()
         self._seen.clear()
 
     def ledger_of_all(self) -> Ledger | None:

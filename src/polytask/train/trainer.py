@@ -90,6 +90,7 @@ class Trainer:
         gradients: replaces the gradients that `config` describes, built anew for each stage.
         identity: what else a checkpoint has to agree on (tasks, data, model configuration).
         distribution: processes and device; found out when not given.
+        work: batch -> FLOPs per task (tasks,), for the ledger; not counted when not given.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Trainer:
         gradients: Callable[[Trainer], Gradients] | None = None,
         identity: Mapping[str, Any] | None = None,
         distribution: Distribution | None = None,
+        work: Callable[[Any], Any] | None = None,
     ) -> None:
         self.config = config
         self.run = Path(run_folder)
@@ -131,7 +133,7 @@ class Trainer:
         if self.distribution.kind == "fsdp2":
             self._shard()
         self.ema = AveragedWeights(model, config.ema) if config.ema else None
-        self.window = Window(self.tasks, self.distribution, loader.ledger, loader.learns)
+        self.window = Window(self.tasks, self.distribution, loader.ledger, loader.learns, work)
         self.guard = Guard(
             self.distribution.device,
             self.distribution.device.type == "cpu" or self.distribution.kind == "fsdp2",
