@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polytask.data.embedded.splits import Linked, by_split, draw, normal, split_of, stratified
+from polytask.data.embedded.similar import link_similar
+from polytask.data.embedded.splits import (
+    Linked,
+    by_split,
+    draw,
+    normal,
+    split_of,
+    stratified,
+    subject,
+)
 
 Load = Callable[[str], Any]
 
@@ -153,3 +162,81 @@ def test_linked_is_the_connected_components(edges: list[tuple[int, int]]) -> Non
         reach = (reach.astype(int) @ reach.astype(int)) > 0
     for a, b in itertools.product(range(13), repeat=2):
         assert (linked.find(a) == linked.find(b)) == reach[a, b]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("Enter a valid email address.", "Enter a valid email address, please.", True),
+        ("Ensure this value is a multiple", "Ensure this value is a multiple of 3", True),
+        ("User", "Username", False),
+        ("user name", "Choose another user name for this account", False),
+        ("Delete", "delete!", True),
+        ("The cat sat on the mat.", "A dog lay under the table.", False),
+    ],
+)
+def test_texts_that_nearly_repeat_are_linked(one: str, other: str, alike: bool) -> None:
+    linked = Linked()
+    link_similar(linked, ["a", "b"], [one, other])
+    assert (linked.find("a") == linked.find("b")) == alike
+
+
+def test_boilerplate_links_nobody() -> None:
+    linked = Linked()
+    texts = [f"return the value of the {word} field" for word in map(chr, range(97, 97 + 26))]
+    texts += [f"return the value of the {word * 9} field" for word in map(chr, range(97, 97 + 26))]
+    link_similar(linked, range(len(texts)), texts)
+    assert len({linked.find(i) for i in range(len(texts))}) == len(texts)
+
+
+def test_names_of_groups_do_not_depend_on_the_order_of_joining() -> None:
+    edges = [(1, 2), (3, 4), (2, 4), (6, 5)]
+    names = []
+    for order in itertools.permutations(edges):
+        linked = Linked()
+        for a, b in order:
+            linked.join(a, b)
+        names.append(linked.names())
+    assert all(found == names[0] for found in names)
+    assert names[0] == {1: "1", 2: "1", 3: "1", 4: "1", 5: "5", 6: "5"}
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("woman teacher", "teacher"),
+        ("man-teacher", "teacher"),
+        ("teacher", "teacher"),
+        ("woman’s hat", "womanshat"),
+        ("womans-hat", "womanshat"),
+        ("man", "man"),
+    ],
+)
+def test_emoji_of_men_and_women_show_one_subject(name: str, shown: str) -> None:
+    assert subject(name) == shown
+
+
+@pytest.mark.parametrize("name", ["django-language", "django-translation-pairs", "code-area"])
+def test_no_group_of_like_texts_swallows_the_set(name: str, installed: Load) -> None:
+    sizes = {split: len(source) for split, source in installed(name).items()}
+    total = sum(sizes.values())
+    assert sizes["train"] / total == pytest.approx(0.7, abs=0.05)
+    assert sizes["test"] / total == pytest.approx(0.2, abs=0.04)
+
+
+@pytest.mark.parametrize(("one", "other"), [("m1", "m3"), ("m3", "tourism"), ("m1", "tourism")])
+def test_records_in_two_competitions_lie_in_one_split(
+    one: str, other: str, installed: Load
+) -> None:
+    def runs(source: Any) -> set[tuple[float, ...]]:
+        found = set()
+        for row in source.take(range(len(source))):
+            values = np.concatenate([row["history"], row["future"]]).tolist()
+            pieces = (tuple(values[i : i + 8]) for i in range(len(values) - 7))
+            found |= {piece for piece in pieces if len(set(piece)) >= 4}
+        return found
+
+    here = {split: runs(source) for split, source in installed(one).items()}
+    there = {split: runs(source) for split, source in installed(other).items()}
+    for a, b in itertools.permutations(here, 2):
+        assert here[a].isdisjoint(there[b])

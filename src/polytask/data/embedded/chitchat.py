@@ -7,7 +7,7 @@ from typing import Any
 
 from polytask.data.embedded.info import EmbeddedInfo, Entry, Splits
 from polytask.data.embedded.sources import Located, Wheel
-from polytask.data.embedded.splits import by_split, split_of
+from polytask.data.embedded.splits import by_split, normal, split_of
 
 RATINGS = ("witty", "upbeat", "interesting")
 
@@ -29,12 +29,15 @@ def _build(located: Located) -> Splits:
     rows: dict[str, list[Any]] = {
         name: [] for name in ("dialogue", "prompt", "text", "turns", "start", *RATINGS)
     }
+    seen: set[str] = set()
     for name, dialogue in dialogues.items():
         turns = dialogue["messages"]
-        if len(turns) < 2:
+        text = transcript(turns)
+        if len(turns) < 2 or normal(text) in seen:
             continue
+        seen.add(normal(text))
         ratings = dialogue.get("ratings", {})
-        cells = (name, dialogue.get("prompt") or "", transcript(turns), len(turns))
+        cells = (name, dialogue.get("prompt") or "", text, len(turns))
         scores = tuple(float(ratings.get(rating, "nan")) for rating in RATINGS)
         for column, cell in zip(rows, (*cells, dialogue["start"], *scores), strict=True):
             rows[column].append(cell)
@@ -63,7 +66,7 @@ SETS = (
                     "inputs": {"text": "text"},
                 },
             },
-            note="Uncensored talk of students. Dialogues of fewer than two turns are left out; "
+            note="Uncensored talk of students. Copies and dialogues of one turn are left out; "
             "ratings are NaN where nobody rated (5 is the form's default). Split by dialogue; "
             "speakers occur in several splits.",
         ),

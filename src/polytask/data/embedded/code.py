@@ -1,7 +1,7 @@
 """Functions of the Python standard library with their docstrings.
 
 Matching: which code does a docstring describe (`code-docstring`)? Classification: from which
-part of the library is it (`code-area`)? Functions that share a docstring or a body are one
+part of the library is it (`code-area`)? Functions with like docstrings or bodies are one
 group; both tasks share the split.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from polytask.data.embedded.info import EmbeddedInfo, Entry, Splits
+from polytask.data.embedded.similar import link_similar
 from polytask.data.embedded.sources import Located, StandardLibrary
 from polytask.data.embedded.splits import Linked, by_split, normal, split_of
 
@@ -111,13 +112,12 @@ def standard_library(located: Located) -> tuple[tuple[Function, str], ...]:
             if len(function.docstring) >= _SHORTEST_DOCSTRING and key not in docstrings:
                 docstrings.add(key)
                 kept.append(function)
-    names: dict[Any, str] = {}
-    result = []
-    for function in kept:
-        key = normal(function.docstring)
-        group = names.setdefault(linked.find(("doc", key)), key)
-        result.append((function, split_of("standard-library", group)))
-    return tuple(result)
+    keys = [("doc", normal(function.docstring)) for function in kept]
+    link_similar(linked, keys, [function.docstring for function in kept])
+    link_similar(linked, keys, [function.code for function in kept])
+    names = linked.names()
+    splits = [split_of("standard-library", names[key]) for key in keys]
+    return tuple(zip(kept, splits, strict=True))
 
 
 def _columns(functions: list[Function]) -> dict[str, Any]:
@@ -149,8 +149,8 @@ def _areas(located: Located) -> Splits:
 
 
 _NOTE = (
-    "Content follows the running Python version. Docstrings occur once; functions that share a "
-    "docstring or a body lie in one split."
+    "Content follows the running Python version. Docstrings occur once; functions with like "
+    "docstrings or bodies lie in one split."
 )
 
 SETS = (
@@ -173,7 +173,7 @@ SETS = (
             "docstring; comments are gone.",
         ),
         _docstrings,
-        version=2,
+        version=3,
     ),
     Entry(
         EmbeddedInfo(
@@ -195,6 +195,6 @@ SETS = (
             note=_NOTE + " Same split as code-docstring.",
         ),
         _areas,
-        version=2,
+        version=3,
     ),
 )

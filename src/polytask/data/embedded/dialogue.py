@@ -38,8 +38,8 @@ def _build(located: Located) -> Splits:
                 linked.join(("line", normal(line)), ("line", opening))
             first.setdefault(opening, (talk[0], talk[1] if len(talk) > 1 else "", topic))
     rows = {key: row for key, row in first.items() if row[2] in TOPICS and len(heard[key]) == 1}
-    names: dict[Any, str] = {}
-    groups = [names.setdefault(linked.find(("line", key)), key) for key in rows]
+    names = linked.names()
+    groups = [names["line", key] for key in rows]
     columns = {
         "text": [text for text, *_ in rows.values()],
         "reply": [reply for _, reply, _ in rows.values()],
@@ -70,5 +70,6 @@ SETS = (
             "split; lines that open talks of two topics are left out. 'trivia' is half of it.",
         ),
         _build,
+        version=2,
     ),
 )

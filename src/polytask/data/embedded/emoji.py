@@ -127,7 +127,7 @@ def _build(located: Located) -> Splits:
     drawn: set[bytes] = set()
     for name in common:
         pictures = {style: render(icons[name]) for style, icons in sets.items()}
-        keys = {picture.tobytes() for picture in pictures.values()}
+        keys = {on_white(picture).tobytes() for picture in pictures.values()}
         if keys & drawn:
             continue  # another name for a subject that is here already
         drawn |= keys
@@ -191,10 +191,11 @@ SETS = (
             },
             classes=CATEGORIES,
             fixed=False,
-            note="Drawings, not photos. 'mask' is the alpha channel. Split by subject: its five "
-            "drawings lie in one split, that of its names in cldr-names. Needs resvg-py to draw "
-            'them once: pip install "polytask[pictures]".',
+            note="Drawings, not photos. 'mask' is the alpha channel. Split by subject "
+            "(man, woman and person are one), the same as its names in cldr-names. Needs "
+            'resvg-py to draw them once: pip install "polytask[pictures]".',
         ),
         _build,
+        version=2,
     ),
 )

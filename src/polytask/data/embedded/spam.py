@@ -18,6 +18,9 @@ from polytask.data.embedded.splits import Linked, by_split, normal, split_of
 _MARKUP = re.compile(r"(?is)<(script|style).*?</\1>|<!--.*?-->|<[^>]*>")
 _REPLY = re.compile(r"(?i)^\s*((re|fwd?|aw)\s*(\[\d+\])?:|\[[^\]]*\])\s*")
 _SAME_BODY = 200
+_LONG_LINE = 50
+_QUOTED_BY = 12
+"""A line in more mails than this is a footer and links nobody."""
 
 
 def read_mail(raw: bytes) -> tuple[str, str, str]:
@@ -76,6 +79,7 @@ def _build(located: Located) -> Splits:
     }
     keys: list[tuple[str, int]] = []
     seen: set[str] = set()
+    said: dict[str, list[tuple[str, int]]] = {}
     for path in located.files():
         folder = path.parent.name
         subject, text, date = read_mail(path.read_bytes())
@@ -88,12 +92,23 @@ def _build(located: Located) -> Splits:
         if thread(subject):
             linked.join(("thread", thread(subject)), key)
         keys.append(key)
+        for line in _long_lines(text):
+            said.setdefault(line, []).append(key)
         label = "spam" if folder.startswith("spam") else "ham"
         for name, cell in zip(rows, (subject, text, date, folder, label), strict=True):
             rows[name].append(cell)
-    names: dict[Any, str] = {}
-    groups = [names.setdefault(linked.find(key), str(key[1])) for key in keys]
-    return by_split(rows, [split_of("spam", group) for group in groups])
+    for speakers in said.values():
+        if len(speakers) <= _QUOTED_BY:
+            for speaker in speakers[1:]:
+                linked.join(speakers[0], speaker)
+    names = linked.names()
+    return by_split(rows, [split_of("spam", names[key]) for key in keys])
+
+
+def _long_lines(text: str) -> set[str]:
+    """Lines long enough to be somebody's own words, without their quotation marks."""
+    lines = (normal(line) for line in text.splitlines())
+    return {line for line in lines if len(line) >= _LONG_LINE}
 
 
 SETS = (
@@ -115,7 +130,7 @@ SETS = (
             },
             classes=("ham", "spam"),
             note="Headers other than subject and date are left out: they betray the collection. "
-            "Mails of one thread or with the same beginning lie in one split; copies are dropped.",
+            "Mails of one thread or with the same lines lie in one split; copies are dropped.",
         ),
         _build,
     ),

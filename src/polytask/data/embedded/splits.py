@@ -77,9 +77,16 @@ def normal(text: str) -> str:
     return " ".join(re.sub(r"[\W_]+", " ", text.casefold()).split())
 
 
+_PERSONS = frozenset(["man", "woman", "men", "women", "person", "people", "boy", "girl"])
+
+
 def subject(name: str) -> str:
-    """The letters and digits of an emoji's English name: 'Woman’s hat' and 'womans-hat' meet."""
-    return "".join(letter for letter in name.casefold() if letter.isalnum())
+    """What an emoji's English name shows: 'man: teacher', 'woman-teacher', 'teacher' are one.
+
+    Letters and digits only, so that 'Woman’s hat' and 'womans-hat' meet.
+    """
+    words = normal(name.replace("’", "").replace("'", "")).split()
+    return "".join(word for word in words if word not in _PERSONS) or "".join(words)
 
 
 class Linked:
@@ -96,6 +103,14 @@ class Linked:
         while self._parent[key] != root:
             self._parent[key], key = root, self._parent[key]
         return root
+
+    def names(self) -> dict[Hashable, str]:
+        """Key -> a name of its group that does not depend on the order of joining."""
+        least: dict[Hashable, str] = {}
+        for key in self._parent:
+            root = self.find(key)
+            least[root] = min(least.get(root, repr(key)), repr(key))
+        return {key: least[self.find(key)] for key in self._parent}
 
     def join(self, one: Hashable, other: Hashable) -> None:
         """Put both keys' groups together."""

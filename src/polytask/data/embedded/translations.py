@@ -1,7 +1,7 @@
 """Django's interface translations: which language is this, and are these two a translation pair.
 
-Every message is keyed by its English text; the split is drawn from that key alone, so a message
-stands in one split in all its languages, and in the same split for both tasks.
+A message stands in one split in all its languages, and in the same split for both tasks; so do
+messages that are alike ("relationship", "relationships").
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from polytask.data.embedded.info import EmbeddedInfo, Entry, Splits
+from polytask.data.embedded.similar import link_similar
 from polytask.data.embedded.sources import Located, Wheel
-from polytask.data.embedded.splits import SPLITS, by_split, normal, split_of
+from polytask.data.embedded.splits import SPLITS, Linked, by_split, normal, split_of
 from polytask.rng import generator
 
 LANGUAGES = {
@@ -74,11 +75,21 @@ def _language(located: Located) -> Splits:
         "language": [LANGUAGES[language] for *_, language in rows],
         "english": [english for english, *_ in rows],
     }
-    return by_split(columns, [_split(english) for english, *_ in rows])
+    splits = message_splits(messages)
+    return by_split(columns, [splits[english] for english, *_ in rows])
 
 
-def _split(english: str) -> str:
-    return split_of("django", normal(english))
+def message_splits(messages: dict[str, dict[str, str]]) -> dict[str, str]:
+    """English message -> split. Messages that are alike in any language share it."""
+    linked = Linked()
+    everything = dict.fromkeys(english for texts in messages.values() for english in texts)
+    for english in everything:
+        linked.join(normal(english), english)
+    link_similar(linked, list(everything), list(everything))
+    for texts in messages.values():
+        link_similar(linked, list(texts), list(texts.values()))
+    names = linked.names()
+    return {english: split_of("django", names[english]) for english in everything}
 
 
 def _letters(text: str) -> bool:
@@ -98,10 +109,11 @@ def _pairs(located: Located) -> Splits:
     columns: dict[str, list[str]] = {"english": [], "other": [], "language": [], "label": []}
     splits: list[str] = []
     right = _right_pairs(messages)
+    splits_of = message_splits(messages)
     taken = {_key(pair) for pairs in right.values() for pair in pairs}
     for language, rows in right.items():
         for split in SPLITS:
-            chosen = [pair for pair in rows if _split(pair[0]) == split]
+            chosen = [pair for pair in rows if splits_of[pair[0]] == split]
             wrong = swapped(chosen, f"{language}/{split}", taken)
             for label, pairs in (("yes", chosen), ("no", wrong)):
                 for english, other in pairs:
@@ -166,7 +178,7 @@ def _dealt(ring: list[TextPair], taken: set[TextPair]) -> list[TextPair]:
 _SOURCES = (Wheel("django", ("django/**/locale/*/LC_MESSAGES/*.mo",)),)
 _NOTE = (
     "Interface texts: short (median two words), with placeholders such as %(name)s kept. Content "
-    "follows the installed Django version. The split is by English message."
+    "follows the installed Django version. The split is by English message, like ones together."
 )
 
 SETS = (
@@ -190,6 +202,7 @@ SETS = (
             note=_NOTE + " Texts that read the same in two languages are left out.",
         ),
         _language,
+        version=2,
     ),
     Entry(
         EmbeddedInfo(
@@ -212,5 +225,6 @@ SETS = (
             "once in a right and once in a wrong pair.",
         ),
         _pairs,
+        version=2,
     ),
 )

@@ -77,8 +77,9 @@ def _synsets(located: Located) -> dict[str, Synset]:
 
 
 def _definitions(located: Located) -> Splits:
-    synsets = list(_synsets(located).values())
-    first = {normal(s.definition): s for s in synsets[::-1]}
+    synsets = _synsets(located)
+    splits = synset_splits(synsets)
+    first = {normal(s.definition): s for s in list(synsets.values())[::-1]}
     kept = list(first.values())[::-1]
     columns = {
         "synset": [s.key for s in kept],
@@ -87,12 +88,13 @@ def _definitions(located: Located) -> Splits:
         "example": [s.examples[0] if s.examples else "" for s in kept],
         "field": [s.field for s in kept],
     }
-    return by_split(columns, [split_of("wordnet", normal(s.definition)) for s in kept])
+    return by_split(columns, [splits[s.key] for s in kept])
 
 
 def _pairs(located: Located) -> Splits:
-    synsets = {k: s for k, s in _synsets(located).items() if k[0] in "nv"}
-    splits = _pair_splits(synsets)
+    everything = _synsets(located)
+    splits = synset_splits(everything)
+    synsets = {k: s for k, s in everything.items() if k[0] in "nv"}
     rows: dict[str, list[Any]] = {
         name: [] for name in ("a", "b", "relation", "a_synset", "b_synset")
     }
@@ -113,17 +115,16 @@ def _pairs(located: Located) -> Splits:
     return by_split(rows, split_names)
 
 
-def _pair_splits(synsets: dict[str, Synset]) -> dict[str, str]:
-    """A split per synset; antonyms share one, so that no antonym pair is lost to a border."""
+def synset_splits(synsets: dict[str, Synset]) -> dict[str, str]:
+    """A split per synset, for both tasks; antonyms share one, and so do equal definitions."""
     linked = Linked()
     for key, synset in synsets.items():
-        linked.find(key)
+        linked.join(("definition", normal(synset.definition)), key)
         for symbol, other in synset.pointers:
             if symbol == "!":
                 linked.join(key, other)
-    names: dict[Any, str] = {}
-    groups = {key: names.setdefault(linked.find(key), key) for key in sorted(synsets)}
-    return {key: split_of("wordnet-pairs", group) for key, group in groups.items()}
+    names = linked.names()
+    return {key: split_of("wordnet", names[key]) for key in synsets}
 
 
 def _pools(
@@ -174,8 +175,8 @@ SETS = (
                 }
             },
             classes=tuple(sorted(FIELDS)),
-            note="Definitions occur once. 'adj.all' is a seventh of the rows, some fields have "
-            "fewer than 100: look at macro scores. Also prose of dictionary style.",
+            note="Definitions occur once, antonyms lie in one split. 'adj.all' is a seventh of the "
+            "rows, some fields have fewer than 100: look at macro scores.",
         ),
         _definitions,
     ),
