@@ -32,6 +32,26 @@ PARTS = {
 }
 
 
+# Packages whose names are best read module by module.
+MODULES = {
+    "polytask.data": ["spec", "open", "rows", "problems", "proposing", "images", "embedded"],
+    "polytask.mixture": ["policies", "sampler", "ledger", "packing"],
+    "polytask.train": [
+        "config",
+        "trainer",
+        "loader",
+        "checkpoints",
+        "aggregation",
+        "weighting",
+        "conflict",
+        "guard",
+        "sam",
+        "flat",
+    ],
+    "polytask.infer": ["predict"],
+}
+
+
 def cards() -> list[dict[str, Any]]:
     text = resources.files("polytask.systems").joinpath("cards.json").read_text("utf-8")
     found: list[dict[str, Any]] = json.loads(text)
@@ -120,7 +140,9 @@ def texts() -> dict[Path, str]:
     made[docs / "reference" / "index.md"] = f"# Reference\n\n{rows}\n"
     for module, what in PARTS.items():
         name = module.split(".")[1]
-        made[docs / "reference" / f"{name}.md"] = f"# {what}\n\n::: {module}\n"
+        inside = [f"{module}.{part}" for part in MODULES.get(module, [])] or [module]
+        listed = "\n".join(f"::: {one}\n" for one in inside)
+        made[docs / "reference" / f"{name}.md"] = f"# {what}\n\n{listed}"
     readme = ROOT / "README.md"
     text = readme.read_text("utf-8")
     if START in text:
