@@ -2,7 +2,7 @@
 
 Two texts are alike when at least half of the different character 8-grams of both together stand
 in both (resemblance of shingles, Broder 1997): "Enter a valid URL." and "Enter a valid URL here.",
-singular and plural, a docstring copied with one word changed.
+singular and plural, a docstring copied with one word changed. Boilerplate is not counted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RESEMBLANCE = 0.5
 READ = 300
 """Characters of a text that are compared: its beginning, where copies agree."""
 COMMON = 40
-"""A shingle in more texts than this is boilerplate and links nobody."""
+"""A shingle in more texts than this is boilerplate."""
 
 Ints = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
@@ -28,7 +28,7 @@ _MULTIPLIER = 0x9E3779B97F4A7C15
 
 def link_similar(linked: Linked, keys: Sequence[Hashable], texts: Sequence[str]) -> None:
     """Join the keys of texts that are alike; texts shorter than a shingle link when equal."""
-    hashes, text = _shingles([normal(text)[:READ] for text in texts])
+    hashes, text = _rare(*_shingles([normal(text)[:READ] for text in texts]))
     size = np.bincount(text, minlength=len(texts))
     one, other, shared = _pairs(hashes, text, len(texts))
     alike = shared >= RESEMBLANCE * (size[one] + size[other] - shared)
@@ -56,12 +56,16 @@ def _shingles(texts: Sequence[str]) -> tuple[Hashes, Ints]:
     return hashes[new], owner[new]
 
 
-def _pairs(hashes: Hashes, text: Ints, count: int) -> tuple[Ints, Ints, Ints]:
-    """Texts with shingles in common, and how many; boilerplate does not count."""
+def _rare(hashes: Hashes, text: Ints) -> tuple[Hashes, Ints]:
+    """Without boilerplate; the order is kept."""
     starts = np.flatnonzero(np.r_[True, hashes[1:] != hashes[:-1]])
     sizes = np.diff(np.r_[starts, len(hashes)])
     kept = np.repeat(sizes <= COMMON, sizes)
-    hashes, text = hashes[kept], text[kept]
+    return hashes[kept], text[kept]
+
+
+def _pairs(hashes: Hashes, text: Ints, count: int) -> tuple[Ints, Ints, Ints]:
+    """Texts with shingles in common, and how many."""
     found = [np.zeros(0, np.int64)]
     for step in range(1, COMMON):
         same = hashes[step:] == hashes[:-step]

@@ -202,7 +202,7 @@ SETS = (
             note=_NOTE + " Texts that read the same in two languages are left out.",
         ),
         _language,
-        version=2,
+        version=3,
     ),
     Entry(
         EmbeddedInfo(
@@ -225,6 +225,6 @@ SETS = (
             "once in a right and once in a wrong pair.",
         ),
         _pairs,
-        version=2,
+        version=3,
     ),
 )
