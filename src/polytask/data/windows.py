@@ -145,9 +145,12 @@ def standardise(record: Record) -> Record | None:
 
 
 def with_coarser(
-    datasets: Mapping[str, Sequence[Record]], factors: Sequence[int] = (2, 3, 4, 7, 12, 24)
+    datasets: Mapping[str, Sequence[Record]],
+    factors: Sequence[int] = (2, 3, 4, 7, 12, 24),
+    shortest: int = 1,
 ) -> dict[str, list[Record]]:
-    """Every data set, and 'NAME at FREQUENCY' with its downsampled copies where those have a name.
+    """Every data set, and 'NAME at FREQUENCY' with its downsampled copies where those have a name
+    and at least `shortest` steps.
 
     Source: arXiv 2401.03955, section 3.1 (diverse resolution sampling).
     """
@@ -156,6 +159,6 @@ def with_coarser(
         for record in records:
             for factor in factors:
                 coarse = downsample(record, factor)
-                if coarse is not None:
+                if coarse is not None and len(coarse.values) >= shortest:
                     found.setdefault(f"{name} at {coarse.frequency.name}", []).append(coarse)
     return found
