@@ -173,7 +173,7 @@ SETS = (
             "docstring; comments are gone.",
         ),
         _docstrings,
-        version=4,
+        version=5,
     ),
     Entry(
         EmbeddedInfo(
@@ -195,6 +195,6 @@ SETS = (
             note=_NOTE + " Same split as code-docstring.",
         ),
         _areas,
-        version=4,
+        version=5,
     ),
 )

@@ -33,7 +33,7 @@ LANGUAGES = {
     "ja": "Japanese",
 }
 PAIRED = ("de", "fr", "es", "it", "pt_BR", "nl", "ru")
-_BLOCK = 16
+_BLOCK = 6
 TextPair = tuple[str, str]
 _PLACEHOLDER = re.compile(r"%\(\w+\)\w|%[sd]|\{\w*\}")
 
@@ -202,7 +202,7 @@ SETS = (
             note=_NOTE + " Texts that read the same in two languages are left out.",
         ),
         _language,
-        version=3,
+        version=4,
     ),
     Entry(
         EmbeddedInfo(
@@ -225,6 +225,6 @@ SETS = (
             "once in a right and once in a wrong pair.",
         ),
         _pairs,
-        version=3,
+        version=4,
     ),
 )
