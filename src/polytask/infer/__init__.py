@@ -1,1 +1,18 @@
-"""Use it: predict, generate, score, retrieve."""
+"""Use it: predict with a trained run, forecast series; names load on first use."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from polytask.infer.forecaster import Forecaster
+
+_HOME = {"Forecaster": "forecaster"}
+__all__ = ["Forecaster"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"polytask.infer.{_HOME[name]}"), name)
