@@ -115,9 +115,8 @@ def _write(evidence: Evidence, out: Path | None) -> Path:
     from polytask.report import proof_report
     from polytask.systems import evidence_folders
 
-    default = evidence_folders()[0]
-    installed = "site-packages" in default.parts  # never write into an installed package
-    folder = out or (Path("evidence") if installed else default)
+    checkout, *package = evidence_folders()  # an installed package has only its own: not written to
+    folder = out or (checkout if package else Path("evidence"))
     path = evidence.write(folder)
     proof_report(evidence, folder)
     return path
