@@ -11,8 +11,9 @@ import typer
 app = typer.Typer(add_completion=False)
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def run(
+    context: typer.Context,
     name: str = typer.Argument(help="Number or name of a system: 16, flat-mtl."),
     data: Path | None = typer.Option(
         None, help="Your tasks, as for polytask train; the system's default if omitted."
@@ -23,12 +24,15 @@ def run(
     ),
     as_json: bool = typer.Option(False, "--json", help="Print the outcome as JSON."),
 ) -> None:
-    """Run a system on your own data; `polytask systems NAME` says what it needs."""
+    """Run a system on your own data; `polytask systems NAME` says what it needs.
+
+    A system's own settings may also be given as options: --target y is --set target=y.
+    """
     from polytask import systems
     from polytask.configs import parse
 
     system = systems.load(name)
-    given: dict[str, Any] = {"out": out, **_settings(overrides)}
+    given: dict[str, Any] = {"out": out, **_settings([*overrides, *_options(context.args)])}
     if data is not None:
         given["data"] = data
     config = parse(system.config, given, f"polytask run {system.card.slug}")
@@ -39,6 +43,24 @@ def run(
     for line in outcome.lines:
         _say(line)
     _say("wrote " + ", ".join(str(path) for path in outcome.files))
+
+
+def _options(arguments: list[str]) -> list[str]:
+    """'--target y --lag=2' as KEY=VALUE; names are checked with the system's settings."""
+    from polytask.errors import ConfigError
+
+    found, rest = [], list(arguments)
+    while rest:
+        option = rest.pop(0)
+        key, equals, value = option.removeprefix("--").partition("=")
+        if not option.startswith("--") or not key:
+            raise ConfigError(f"'{option}' belongs to no option")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise ConfigError(f"--{key} needs a value")
+            value = rest.pop(0)
+        found.append(f"{key.replace('-', '_')}={value}")
+    return found
 
 
 def _settings(overrides: list[str]) -> dict[str, Any]:

@@ -173,6 +173,11 @@ def _future_steps(block: Floats, targets: int) -> int:
     return len(block) - (int(seen[-1]) + 1 if seen.size else 0)
 
 
+def read_columns(path: Path) -> list[str]:
+    """Names of a file's columns, in order."""
+    return [str(column) for column in _frame(path, path.name)[0].columns]
+
+
 def _frame(table: Any, name: str) -> tuple[Any, str]:
     import pandas as pd
 

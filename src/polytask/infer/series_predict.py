@@ -45,7 +45,7 @@ def roll(
     c = model.config
     controls = len(panel.channels) - panel.targets
     past = _contexts(panel, cuts, c.context_length)
-    future = _controls(panel, cuts, steps)
+    future = _controls(panel, cuts, steps, control_units[0])
     short = cuts < c.context_length
     if short.any():
         name = panel.ids[int(short.argmax())]
@@ -125,14 +125,19 @@ def _contexts(panel: Panel, cuts: NDArray[np.int64], context: int) -> Floats:
     return np.asarray(past)
 
 
-def _controls(panel: Panel, cuts: NDArray[np.int64], steps: int) -> Floats:
-    """(series, steps, controls) after each cut; every one has to be there."""
+def _controls(panel: Panel, cuts: NDArray[np.int64], steps: int, means: Floats) -> Floats:
+    """(series, steps, controls) after each cut; every one after the last target has to be there.
+
+    A row that is missing within the history has no control: it counts as the mean, as in training.
+    """
     controls = len(panel.channels) - panel.targets
     out = np.zeros((len(panel), steps, controls), np.float32)
     if controls == 0:
         return out
     for i, cut in enumerate(cuts):
-        ahead = panel.series(i)[cut : cut + steps, panel.targets :]
+        ahead = panel.series(i)[cut : cut + steps, panel.targets :].copy()
+        within = ahead[: max(0, len(panel.history(i)) - cut)]
+        within[...] = np.where(np.isfinite(within), within, means)
         seen = np.isfinite(ahead)
         if len(ahead) < steps or not seen.all():
             if len(ahead) and not seen.all():
