@@ -10,13 +10,15 @@ import tempfile
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from polytask.data.windows import WindowSet
+from polytask.data.windows import Windows
+from polytask.errors import UserError
 from polytask.mixture import MixtureConfig, build_sampler
 from polytask.models.batch import Terms
 from polytask.models.ttm import TinyTimeMixer
@@ -24,6 +26,8 @@ from polytask.objectives.numbers import Shape, pinball, raw_forecast
 from polytask.train.config import StageConfig, TrainConfig
 from polytask.train.loader import FunctionLoader
 from polytask.train.trainer import Trainer, TrainResult
+
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,25 @@ class SeriesBatch:
         return SeriesBatch(*(part.to(device, non_blocking=non_blocking) for part in parts))
 
 
+class WindowSource(Protocol):
+    """Numbered windows of named data sets, as `WindowSet` has them."""
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+
+    def gather(self, dataset: Ints, index: Ints) -> Windows: ...
+
+
 class WindowLoader(FunctionLoader):
     """Batches of windows, drawn by size^alpha; `batch(i)` is a function of i alone."""
 
     def __init__(
-        self, windows: WindowSet, batch_size: int, seed: int, alpha: float = 0.5, tokens: int = 14
+        self,
+        windows: WindowSource,
+        batch_size: int,
+        seed: int,
+        alpha: float = 0.5,
+        tokens: int = 14,
     ) -> None:
         super().__init__(windows.names, self._take, sum(windows.sizes))
         self.windows, self.batch_size, self.tokens = windows, batch_size, tokens
@@ -95,8 +113,8 @@ class ForecastLoss:
 
 
 def train_mixer(
-    model: TinyTimeMixer,
-    windows: WindowSet,
+    model: nn.Module,
+    windows: WindowSource,
     *,
     steps: int,
     batch_size: int = 128,
@@ -138,11 +156,15 @@ def train_mixer(
         keep=1,
         progress=progress,
     )
-    tokens = model.config.frequency_token_vocab_size
+    settings: Any = model.config
+    tokens = settings.frequency_token_vocab_size
     loader = WindowLoader(windows, size, seed, alpha, tokens)
     place = tempfile.TemporaryDirectory() if folder is None else nullcontext(str(folder))
     with place as run:
         trainer = Trainer(model, loader, config, run, loss or ForecastLoss())
         result = trainer.fit()
+    if result.stopped == "interrupted":
+        kept = "nothing is kept" if folder is None else f"start again to go on in {folder}"
+        raise UserError(f"training was interrupted at step {result.step} of {steps}; {kept}")
     model.eval()
     return result

@@ -116,7 +116,7 @@ class Trial:
 
     def _tune(self, start: Any, part: bed.HeldOut, seed: int, steps: int) -> nn.Module:
         """On 5 % (or all) of the training windows of a set; few-shot keeps the backbone."""
-        model = DLinear() if isinstance(start, DLinear) else TinyTimeMixer(start.config)
+        model: nn.Module = DLinear() if isinstance(start, DLinear) else TinyTimeMixer(start.config)
         model.load_state_dict(start.state_dict())
         records = [pad_future(r, bed.HORIZON - part.horizon) for r in part.train]
         whole = WindowSet({part.name: records}, bed.CONTEXT, bed.HORIZON, shortest=8)
@@ -130,7 +130,7 @@ class Trial:
             batch_size=BATCH,
             lr=1e-3,
             seed=seed,
-            loss=LOSS,  # type: ignore[arg-type]
+            loss=LOSS,
             freeze=frozen,
             device="cpu",
         )

@@ -135,8 +135,8 @@ def _make(
             future.append(scaled[origin : origin + horizon])
             locs.append(loc)
             scales.append(scale)
-    stack = [np.stack(past)[..., None], np.stack(future)[..., None]]
-    return HeldOut(name, train, *stack, np.array(locs), np.array(scales), step, unseen)
+    pasts, futures = np.stack(past)[..., None], np.stack(future)[..., None]
+    return HeldOut(name, train, pasts, futures, np.array(locs), np.array(scales), step, unseen)
 
 
 def _first(part: HeldOut, n: int) -> HeldOut:
