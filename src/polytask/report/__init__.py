@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from polytask.report.forecast_page import forecast_report
     from polytask.report.layout import (
         LedgerRow,
         MixtureRow,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from polytask.report.words import ScoreRow, score_rows
 
 _HOME = {
+    "forecast_report": "forecast_page",
     "LedgerRow": "layout",
     "MixtureRow": "layout",
     "Range": "layout",
@@ -38,6 +40,7 @@ _HOME = {
 __all__ = [  # noqa: RUF022 - in reading order
     "run_report",
     "proof_report",
+    "forecast_report",
     "RunScores",
     "TaskRow",
     "Range",

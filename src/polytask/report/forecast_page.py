@@ -1,101 +1,126 @@
-"""The page of a forecast: each series' context, forecast and quantile band, and the backtest."""
+"""The page of a forecast: context, forecast with its band, truth; the backtest beside the naive."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from polytask import files
-from polytask.data.panel import Panel
-from polytask.report.drawing import BRIGHT, INK, SOFT, WIDTH, Picture, finish, style
-from polytask.report.page import figure, page, paragraph, section, table
+from polytask.report import page as html
+from polytask.report.drawing import BRIGHT, INK, SOFT, WIDTH, Picture, finish, short, style
 
-_SHOWN = 6  # series in a picture
-_CONTEXT = 4  # horizons of past drawn before the forecast
+_SHOWN = 4  # series in the picture
+_MEASURES = (("mase", "MASE"), ("smape", "sMAPE %"), ("mae", "MAE"), ("mse", "MSE"))
 
 
-def forecast_report(folder: Path, panel: Panel, forecast: Any, scores: Any) -> list[Path]:
-    """Write report.html, forecast.png and backtest.png into `folder`; returns their paths.
+def forecast_report(
+    folder: Path, name: str, history: Any, forecast: Any, scores: Any, notes: list[str]
+) -> Path:
+    """Write report.html and forecast.png into `folder`.
 
     Args:
-        forecast: table of `Forecaster.predict`.
-        scores: result of `Forecaster.backtest`.
+        history: long pandas table with id, timestamp, target, value (NaN where missing).
+        forecast: what `Forecaster.predict` gives.
+        scores: what `Forecaster.backtest` gives.
+        notes: sentences for the reader: warnings, how it was trained.
     """
-    ahead = draw_forecast(panel, forecast, folder)
-    past = draw_backtest(panel, scores.forecasts, folder)
-    total = scores.table.iloc[-1]
-    better = "better" if total["mase"] < total["naive_mase"] else "worse"
-    lead = (
-        f"Over {int(total['windows'])} origins the mean absolute scaled error is "
-        f"{total['mase']:.2f}, that of repeating the last season {total['naive_mase']:.2f}."
-    )
-    heads = ["series", "target", "MAE", "naive MAE", "sMAPE", "naive sMAPE", "MASE", "naive MASE"]
-    keys = ("mae", "naive_mae", "smape", "naive_smape", "mase", "naive_mase")
-    rows = [
-        [row["id"], row["target"], *(f"{row[k]:.3g}" for k in keys)]
-        for _, row in scores.table.iterrows()
+    picture = forecast_picture(folder, history, forecast, scores.forecasts)
+    total = scores.table.iloc[-1].to_dict()
+    parts = [
+        html.paragraph("Forecast", "kicker"),
+        f"<h1>{html.escape(name)}</h1>",
+        html.paragraph(_verdict(total), "lead"),
+        html.figure(picture),
+        html.section("Backtest", _backtest(scores.table)),
+        html.section("Notes", html.items(notes)),
     ]
-    text = page(
-        "Forecast",
-        [
-            "<h1>Forecast</h1>",
-            paragraph(lead, f"lead {better}"),
-            section("What comes", figure(ahead)),
-            section("What would have been forecast", figure(past)),
-            section("Backtest", table(heads, rows, left=2, total=True)),
-        ],
+    path = folder / "report.html"
+    files.write_text(path, html.page(f"Forecast of {name}", parts))
+    return path
+
+
+def _verdict(total: dict[str, Any]) -> str:
+    ours, naive = float(total["mase"]), float(total["naive_mase"])
+    if not (math.isfinite(ours) and math.isfinite(naive)):
+        return "Too little was known in the backtest to measure a scaled error."
+    gain = 1 - ours / naive if naive > 0 else 0.0
+    word = "smaller" if gain >= 0 else "larger"
+    return (
+        f"In the backtest the mean absolute scaled error is {ours:.3f}; repeating the last season "
+        f"gives {naive:.3f}. The error is {abs(gain):.0%} {word}."
     )
-    files.write_text(folder / "report.html", text)
-    return [folder / "report.html", *(folder / f"{p.name}.png" for p in (ahead, past))]
 
 
-def draw_forecast(panel: Panel, forecast: Any, folder: Path) -> Picture:
-    """Context, forecast and the widest quantile band, a panel per series and target."""
-    groups = list(forecast.groupby(["id", "target"], sort=False))[:_SHOWN]
-    bands = [c for c in forecast.columns if c.startswith("q0.")]
+def _backtest(table: Any) -> str:
+    heads = ["series", "target", "windows"]
+    for _, label in _MEASURES:
+        heads += [label, "naive"]
+    rows = []
+    for row in table.to_dict("records"):
+        cells = [str(row["id"]), str(row["target"]), str(row["windows"])]
+        for key, _ in _MEASURES:
+            cells += [_number(row[key]), _number(row[f"naive_{key}"])]
+        rows.append(cells)
+    said = html.paragraph(
+        "Every window is forecast from what lay before it by a model that was not trained on what "
+        "came after. MASE: errors over those of the seasonal naive forecast before the window.",
+        "small soft",
+    )
+    return html.table(heads, rows, left=2, total=True) + said
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else "-"
+
+
+def forecast_picture(folder: Path, history: Any, forecast: Any, tested: Any) -> Picture:
+    """A panel per series and target, four at most: what was observed, the forecast of the last
+    backtest window beside what came, the forecast with its outermost quantiles."""
+    pairs = list(dict.fromkeys(zip(forecast["id"], forecast["target"], strict=True)))
+    shown = pairs[:_SHOWN]
+    levels = [c for c in forecast.columns if c.startswith("q0.")]
     with style() as figure_class:
-        fig = figure_class(figsize=(WIDTH, 0.5 + 1.9 * len(groups)), layout="constrained")
-        axes = np.atleast_1d(fig.subplots(len(groups), 1, squeeze=False)[:, 0])
-        for ax, ((name, target), group) in zip(axes, groups):
-            _context(ax, panel, name, target, len(group))
-            when = group["timestamp"].to_numpy()
-            if len(bands) > 1:
-                low, high = group[bands[0]].to_numpy(), group[bands[-1]].to_numpy()
-                label = f"{bands[0][1:]} to {bands[-1][1:]} quantile"
-                ax.fill_between(when, low, high, color=BRIGHT[0], alpha=0.2, lw=0, label=label)
-            ax.plot(when, group["forecast"].to_numpy(), color=BRIGHT[0], label="forecast")
-            ax.set_title(f"{name}: {target}")
-        axes[0].legend(loc="upper left", ncols=3)
-        caption = f"Past and forecast of {len(groups)} series."
-        return finish(fig, folder, "forecast", "Forecast", caption)
+        figure = figure_class(figsize=(WIDTH, 0.7 + 1.75 * len(shown)), layout="constrained")
+        axes = np.atleast_1d(figure.subplots(len(shown), 1, squeeze=False)[:, 0])
+        for ax, (one, target) in zip(axes, shown, strict=True):
+            _panel(ax, one, target, history, forecast, tested, levels)
+            ax.set_title(short(f"{one}: {target}" if len(pairs) > 1 else str(target), 60))
+        axes[0].legend(loc="upper left", ncols=4, bbox_to_anchor=(0, 1.42), borderaxespad=0)
+        band = f"; the band reaches from {levels[0]} to {levels[-1]}" if levels else ""
+        rest = f" {len(pairs) - _SHOWN} more are in the table." if len(pairs) > _SHOWN else ""
+        caption = (
+            "Observed values, the forecast of the last backtest window over what came, and the "
+            f"forecast{band}. Gaps are missing values.{rest}"
+        )
+        return finish(figure, folder, "forecast", "Context, forecast and truth", caption)
 
 
-def draw_backtest(panel: Panel, forecasts: Any, folder: Path) -> Picture:
-    """Truth, forecast and seasonal naive forecast from every origin."""
-    groups = list(forecasts.groupby(["id", "target"], sort=False))[:_SHOWN]
-    with style() as figure_class:
-        fig = figure_class(figsize=(WIDTH, 0.5 + 1.9 * len(groups)), layout="constrained")
-        axes = np.atleast_1d(fig.subplots(len(groups), 1, squeeze=False)[:, 0])
-        for ax, ((name, target), group) in zip(axes, groups):
-            first = True
-            for _, part in group.groupby("origin", sort=True):
-                when = part["timestamp"].to_numpy()
-                labels = ("truth", "seasonal naive", "forecast") if first else (None,) * 3
-                ax.plot(when, part["truth"].to_numpy(), color=INK, lw=1.2, label=labels[0])
-                ax.plot(when, part["naive"].to_numpy(), "--", color=SOFT, lw=1, label=labels[1])
-                ax.plot(when, part["forecast"].to_numpy(), color=BRIGHT[0], label=labels[2])
-                first = False
-            ax.set_title(f"{name}: {target}")
-        axes[0].legend(loc="upper left", ncols=3)
-        caption = "Forecasts from rolling origins, made without what followed."
-        return finish(fig, folder, "backtest", "Backtest", caption)
+def _panel(
+    ax: Any, one: str, target: str, history: Any, forecast: Any, tested: Any, levels: list[str]
+) -> None:
+    def of(table: Any) -> Any:
+        return table[(table["id"] == one) & (table["target"] == target)]
 
-
-def _context(ax: Any, panel: Panel, name: str, target: str, steps: int) -> None:
-    index = panel.ids.index(name)
-    history = panel.history(index)
-    values = history[:, panel.channels.index(target)][-_CONTEXT * steps :]
-    when = panel.stamps(index)[: len(history)][-len(values) :]
-    ax.plot(when, values, color=INK, lw=1.2, label="past")
+    ahead, past, judged = of(forecast), of(history), of(tested)
+    past = past.iloc[-4 * len(ahead) :]
+    judged = judged[judged["origin"] == judged["origin"].max()]
+    ax.plot(past["timestamp"], past["value"], color=INK, lw=1.3, label="observed")
+    ax.plot(
+        judged["timestamp"], judged["forecast"], color=BRIGHT[1], ls=(0, (4, 1.5)), label="backtest"
+    )
+    if levels:
+        ax.fill_between(
+            ahead["timestamp"],
+            ahead[levels[0]],
+            ahead[levels[-1]],
+            color=BRIGHT[0],
+            alpha=0.22,
+            lw=0,
+            label=f"{levels[0]} to {levels[-1]}",
+        )
+    ax.plot(ahead["timestamp"], ahead["forecast"], color=BRIGHT[0], label="forecast")
+    ax.axvline(past["timestamp"].iloc[-1], color=SOFT, lw=0.8)
+    ax.margins(x=0.01)
