@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -72,7 +74,7 @@ def test_a_truncated_file_is_found(made: Path) -> None:
 
 def test_a_missing_file_is_found(made: Path) -> None:
     (made / "sub" / "part").unlink()
-    with pytest.raises(CheckpointError, match=r"sub/part is missing"):
+    with pytest.raises(CheckpointError, match=r"part is missing"):
         files.verify_manifest(made)
 
 
@@ -80,6 +82,45 @@ def test_a_missing_file_is_found(made: Path) -> None:
 def test_a_torn_manifest_is_an_error_that_names_it(made: Path, content: str) -> None:
     (made / files.MANIFEST).write_text(content)
     with pytest.raises(CheckpointError, match=r"manifest\.json cannot be read"):
+        files.verify_manifest(made)
+
+
+def test_a_checksum_is_the_crc32_of_every_block(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 40_000  # 10.24 MB: two whole blocks of 4 MiB and a rest
+    (tmp_path / "a").write_bytes(content)
+    blocks = [content[at : at + (4 << 20)] for at in range(0, len(content), 4 << 20)]
+    expected = "".join(f"{zlib.crc32(block):08x}" for block in blocks)
+    assert files.crc32(tmp_path / "a") == expected
+    in_odd_parts = files.Checksum()
+    for at in range(0, len(content), 999_983):
+        in_odd_parts.add(memoryview(content)[at : at + 999_983])
+    assert in_odd_parts.text == expected
+    assert files.Checksum().text == ""
+
+
+def test_a_sum_made_while_writing_is_taken_and_checked_against_the_disk(tmp_path: Path) -> None:
+    sums: dict[str, str] = {}
+    with files.building(tmp_path / "made", sums) as aside:
+        (aside / "part").write_bytes(b"what the disk made of it")
+        total = files.Checksum()
+        total.add(memoryview(b"what was meant"))
+        sums["part"] = total.text
+    with pytest.raises(CheckpointError, match="part is damaged: its checksum"):
+        files.verify_manifest(tmp_path / "made")
+
+
+def test_manifests_with_sha256_are_still_checked(made: Path) -> None:
+    manifest = json.loads((made / files.MANIFEST).read_text())
+    entry = manifest["files"]["sub/part"]
+    del entry["crc32"]
+    files.write_json(made / files.MANIFEST, manifest)
+    with pytest.raises(CheckpointError, match="no known checksum of part"):
+        files.verify_manifest(made)
+    entry["sha256"] = hashlib.sha256(bytes(range(100))).hexdigest()
+    files.write_json(made / files.MANIFEST, manifest)
+    files.verify_manifest(made)
+    (made / "sub" / "part").write_bytes(bytes(reversed(range(100))))
+    with pytest.raises(CheckpointError, match="part is damaged: its checksum"):
         files.verify_manifest(made)
 
 

@@ -59,8 +59,9 @@ def test_the_newest_valid_one_wins_and_the_refused_are_named(tmp_path: Path, dam
         (newest / "manifest.json").unlink()
     else:
         (newest / "manifest.json").write_text("{")
-    found, refused = checkpoints.newest_valid(tmp_path)
-    assert found == checkpoints.folder_of(tmp_path, 1)
+    found, refused = checkpoints.load_newest(tmp_path)
+    assert found is not None
+    assert found.step == 1
     assert len(refused) == 1
     assert "step-00000002" in refused[0]
     with pytest.raises(CheckpointError, match="step-00000002"):
@@ -68,16 +69,16 @@ def test_the_newest_valid_one_wins_and_the_refused_are_named(tmp_path: Path, dam
 
 
 def test_no_valid_checkpoint_is_an_error_and_none_at_all_is_not(tmp_path: Path) -> None:
-    assert checkpoints.newest_valid(tmp_path) == (None, [])
+    assert checkpoints.load_newest(tmp_path) == (None, [])
     folder = checkpoints.save(tmp_path, some(1), keep=1)
     (folder / "state.json").unlink()
     with pytest.raises(CheckpointError, match=r"none is valid: .*state.json is missing"):
-        checkpoints.newest_valid(tmp_path)
+        checkpoints.load_newest(tmp_path)
 
 
 def test_tied_weights_are_written_once_and_come_back_twice(tmp_path: Path) -> None:
     shared = torch.randn(1000)
-    bare = checkpoints.write_tensors(tmp_path / "a.safetensors", {"x": shared, "y": shared})
+    bare, _ = checkpoints.write_tensors(tmp_path / "a.safetensors", {"x": shared, "y": shared})
     assert bare == {"y": "x"}
     assert (tmp_path / "a.safetensors").stat().st_size < 4500
     found = checkpoints.read_tensors(tmp_path / "a.safetensors", bare)
@@ -87,7 +88,15 @@ def test_tied_weights_are_written_once_and_come_back_twice(tmp_path: Path) -> No
 def test_views_of_a_bigger_tensor_are_written_alone(tmp_path: Path) -> None:
     big = torch.randn(100, 10)
     tensors = {"row": big[3], "column": big[:, 2], "transposed": big.T}
-    aliases = checkpoints.write_tensors(tmp_path / "a.safetensors", tensors)
+    aliases, _ = checkpoints.write_tensors(tmp_path / "a.safetensors", tensors)
+    found = checkpoints.read_tensors(tmp_path / "a.safetensors", aliases)
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_matrix_and_its_transpose_in_the_same_memory_are_two_tensors(tmp_path: Path) -> None:
+    square = torch.randn(5, 5)
+    tensors = {"a": square, "b": square.T, "bits": square.view(torch.int32)}
+    aliases, _ = checkpoints.write_tensors(tmp_path / "a.safetensors", tensors)
     found = checkpoints.read_tensors(tmp_path / "a.safetensors", aliases)
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
 
@@ -231,8 +240,9 @@ def full_disk_run(folder: Path) -> None:
 
 
 def check_after_full_disk(folder: Path) -> None:
-    found, refused = checkpoints.newest_valid(folder)
-    assert found == checkpoints.folder_of(folder, 4)
+    found, refused = checkpoints.load_newest(folder)
+    assert found is not None
+    assert found.step == 4
     assert refused == []
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-00000004"]
     steps = [x["step"] for x in read_lines(folder / "metrics.jsonl") if x["kind"] == "train"]

@@ -12,7 +12,6 @@ unpickled.
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 import shutil
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from polytask import files
 from polytask.errors import CheckpointError
+from polytask.train import tensorfile
 from polytask.train.optim import id_of
 
 FOLDER = "checkpoints"
@@ -51,11 +51,12 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
     The oldest beyond `keep` are removed after the new one is complete.
     """
     folder = folder_of(run, checkpoint.step)
-    with files.building(folder) as aside:
-        aliases = {
-            name: write_tensors(aside / f"{name}.safetensors", tensors)
-            for name, tensors in checkpoint.tensors.items()
-        }
+    sums: dict[str, str] = {}
+    with files.building(folder, sums) as aside:
+        aliases = {}
+        for name, tensors in checkpoint.tensors.items():
+            file = f"{name}.safetensors"
+            aliases[name], sums[file] = write_tensors(aside / file, tensors)
         _write_plain(aside / "config.json", dict(checkpoint.config))
         plain = {"step": checkpoint.step, "aliases": aliases, "state": dict(checkpoint.state)}
         _write_plain(aside / "state.json", plain)
@@ -65,30 +66,41 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 
 def load(folder: Path) -> Checkpoint:
-    """Read and verify a checkpoint; `CheckpointError` names a missing or altered part."""
-    files.verify_manifest(folder)
+    """Read and verify a checkpoint in one pass; `CheckpointError` names a missing or altered
+    part."""
+    entries = files.read_manifest(folder)
+    for file, entry in entries.items():
+        files.check_size(folder / file, entry)
+    for file in ("state.json", "config.json"):
+        files.check_file(folder / file, _entry(folder, entries, file))
     plain = read_plain(folder / "state.json")
-    tensors = {
-        name: read_tensors(folder / f"{name}.safetensors", aliases)
-        for name, aliases in plain["aliases"].items()
-    }
+    tensors = {}
+    for name, aliases in plain["aliases"].items():
+        file = f"{name}.safetensors"
+        entry = _entry(folder, entries, file)
+        tensors[name] = read_tensors(folder / file, aliases, entry)
     return Checkpoint(plain["step"], tensors, plain["state"], read_plain(folder / "config.json"))
 
 
-def newest_valid(run: Path) -> tuple[Path | None, list[str]]:
+def _entry(folder: Path, entries: Mapping[str, Any], file: str) -> dict[str, Any]:
+    if file not in entries:
+        raise CheckpointError(f"{folder} is incomplete: its manifest does not name {file}")
+    entry: dict[str, Any] = entries[file]
+    return entry
+
+
+def load_newest(run: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest complete and unaltered checkpoint of a run, and why newer ones were refused.
 
     None when the run has no checkpoint at all; `CheckpointError` when it has some and none is
     valid, since starting afresh would throw the run away silently.
     """
-    refused = []
+    refused: list[str] = []
     for folder in _folders(run):
         try:
-            files.verify_manifest(folder)
+            return load(folder), refused
         except CheckpointError as error:
             refused.append(str(error))
-        else:
-            return folder, refused
     if refused:
         raise CheckpointError(
             f"{run} has checkpoints, but none is valid: " + "; ".join(refused) + ". "
@@ -136,54 +148,36 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix: json.loads(json.dumps(value))}
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Write tensors; those that share memory (tied weights) once. Returns alias -> kept name."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, str], str]:
+    """Write tensors; those that share memory (tied weights) once. Returns alias -> kept name, and
+    the file's checksum."""
     kept: dict[str, Tensor] = {}
     owner: dict[tuple[Any, ...], str] = {}
     aliases = {}
     for name, tensor in tensors.items():
-        tensor = tensor.detach()
-        key = (id_of(tensor), tensor.storage_offset(), tuple(tensor.shape))
+        place = (tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        key = (id_of(tensor), *place)
         if tensor.numel() and key in owner:
             aliases[name] = owner[key]
-            continue
-        owner[key] = name
-        kept[name] = _own_memory(tensor)
+        else:
+            owner[key] = name
+            kept[name] = tensor
+    return aliases, tensorfile.write_file(path, kept)
+
+
+def read_tensors(
+    path: Path, aliases: Mapping[str, str], entry: Mapping[str, Any] | None = None
+) -> dict[str, Tensor]:
+    """Tensors of a file with aliases filled in, checked against its manifest `entry` if given;
+    `CheckpointError` when it cannot be read or is altered."""
     try:
-        save_file(kept, path)
-    except SafetensorError as error:
-        raise _as_os_error(error, path) from error
-    return aliases
-
-
-def _own_memory(tensor: Tensor) -> Tensor:
-    """The tensor on the host, contiguous and without a bigger storage behind it."""
-    tensor = tensor.cpu().contiguous()
-    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    return tensor if whole else tensor.clone()
-
-
-def _as_os_error(error: Exception, path: Path) -> Exception:
-    """safetensors reports 'I/O error: ... (os error 28)'; make it an OSError again."""
-    code = re.search(r"os error (\d+)", str(error))
-    if code is None:
-        return error
-    number = int(code.group(1))
-    return OSError(number, errno.errorcode.get(number, str(error)), str(path))
-
-
-def read_tensors(path: Path, aliases: Mapping[str, str]) -> dict[str, Tensor]:
-    """Tensors of a file with aliases filled in; `CheckpointError` when it cannot be read."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        tensors, checksum = tensorfile.read_file(path)
+    except CheckpointError:
+        if entry is not None:
+            files.check_file(path, entry)  # damage is the better explanation, if it is one
+        raise
+    if entry is not None:
+        files.check_file(path, entry, checksum)
     return tensors | {alias: tensors[name] for alias, name in aliases.items()}
 
 

@@ -104,7 +104,7 @@ def _like(parameter: Tensor, value: Tensor) -> Tensor:
         result = torch.empty_like(parameter, dtype=value.dtype)
         copy_into(result, value)
         return result
-    return value
+    return value.clone()  # not a view that keeps a whole file in memory
 
 
 def pack_random(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -73,13 +73,14 @@ class Store:
     def find(self) -> Checkpoint | None:
         """The newest valid checkpoint, with the metrics cut to it; says which it is, and why newer
         ones were refused."""
-        folder, refused = None, list[str]()
+        found, refused = None, list[str]()
         if self.distribution.main:
             checkpoints.clear_leftovers(self.run)
-            folder, refused = checkpoints.newest_valid(self.run)
-        folder = self.distribution.share(folder)
-        found = None if folder is None else checkpoints.load(folder)
-        if found is not None and folder is not None:
+            found, refused = checkpoints.load_newest(self.run)
+        newest = self.distribution.share(None if found is None else found.step)
+        if newest is not None:
+            folder = checkpoints.folder_of(self.run, newest)
+            found = found or checkpoints.load(folder)
             checkpoints.refuse_other_config(found.config, self.identity, folder, HARMLESS)
         if self.distribution.main:
             step = 0 if found is None else found.step
@@ -119,8 +120,10 @@ class Store:
     def save_best(self, model: nn.Module) -> None:
         tensors = snapshot.pack_model(model)
         if self.distribution.main:
-            with files.building(self.run / "best") as aside:
-                aliases = checkpoints.write_tensors(aside / "model.safetensors", tensors)
+            sums: dict[str, str] = {}
+            with files.building(self.run / "best", sums) as aside:
+                path = aside / "model.safetensors"
+                aliases, sums[path.name] = checkpoints.write_tensors(path, tensors)
                 files.write_json(aside / "aliases.json", aliases)
         self.distribution.barrier()
 
