@@ -328,6 +328,7 @@ def test_spike_windows_agree_with_the_recordings(installed: Load) -> None:
             times = whole["spike_times_us"] / 1000
             inside = times[(times >= start) & (times < start + 40)]
             np.testing.assert_allclose(row["spike_times_ms"], inside - start)
-            assert row["count"] == np.sum(inside >= start + 30)
+            assert row["count"] == np.sum(inside >= start + 35)
+            assert row["fired"] == ("yes" if row["count"] else "no")
             piece = whole["stimulus"][round(start * 20) : round((start + 40) * 20)]
             np.testing.assert_allclose(row["stimulus"], piece.reshape(80, 10).mean(1), rtol=1e-6)
