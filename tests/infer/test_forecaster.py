@@ -160,11 +160,11 @@ def test_duplicate_and_irregular_stamps_and_another_frequency_are_named(
 ) -> None:
     roles = {**ROLES, "controls": []}
     twice = pd.concat([table, table.iloc[[3]]])
-    with pytest.raises(DataError, match="'north' has two rows for 2023-01-0"):
+    with pytest.raises(DataError, match=r"'north' has two rows for 2023-01-0"):
         Forecaster(TINY).fit(twice, **roles, mode="zero-shot")
     odd = table.copy()
     odd.loc[odd.index[5], "day"] += pd.Timedelta(hours=5)
-    with pytest.raises(DataError, match="irregular timestamp 2023-01-0. 05:00"):
+    with pytest.raises(DataError, match=r"irregular timestamp 2023-01-0. 05:00"):
         Forecaster(TINY).fit(odd, **roles, mode="zero-shot")
     weekly = table[table["y"].notna()].copy()
     weekly["day"] = weekly["day"].min() + (weekly["day"] - weekly["day"].min()) * 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def forecast_report(
     total = scores.table.iloc[-1].to_dict()
     parts = [
         html.paragraph("Forecast", "kicker"),
-        f"<h1>{html.escape(name)}</h1>",
+        f"<h1>{escape(name)}</h1>",
         html.paragraph(_verdict(total), "lead"),
         html.figure(picture),
         html.section("Backtest", _backtest(scores.table)),
