@@ -12,7 +12,7 @@ import argparse
 import json
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -125,8 +125,8 @@ def pretraining(clock: Callable[[], float], steps: int) -> dict[str, Any]:
     return {"steps": steps, "windows_per_s": steps * 256 / (clock() - start)}
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--series", type=int, default=16)
@@ -134,20 +134,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cpu-time", action="store_true", help="where others share the machine")
     parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     clock = time.process_time if options.cpu_time else time.perf_counter
-    found = {
-        "published": beside_published(clock, options.repeats, options.batch),
-        "ets": [beside_ets(clock, max(1, options.repeats // 3), options.series)],
-        "pretraining": [pretraining(clock, options.steps)],
-    }
+    packages = ("torch", "granite-tsfm", "statsmodels")
+    found: dict[str, Any] = {"versions": show_versions(packages)}
+    found["published"] = beside_published(clock, options.repeats, options.batch)
+    found["ets"] = [beside_ets(clock, max(1, options.repeats // 3), options.series)]
+    found["pretraining"] = [pretraining(clock, options.steps)]
     if options.json:
-        print(json.dumps(found))
-        return
-    show_versions("torch", "granite-tsfm", "statsmodels")
-    for rows in found.values():
-        print(table(rows))
+        print(json.dumps(found, indent=2))
+    else:
+        for key in ("published", "ets", "pretraining"):
+            print("\n" + table(list(found[key][0]), [list(row.values()) for row in found[key]]))
+    return found
 
 
 if __name__ == "__main__":
