@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import model_examples as make
 import numpy as np
@@ -136,6 +137,14 @@ def test_moving_to_a_device_keeps_what_layouts_need_on_the_host() -> None:
     for kind in batch.targets:
         assert np.array_equal(moved.known(f"{kind}.sequence"), batch.known(f"{kind}.sequence"))
     assert np.array_equal(moved.known("generate.value"), batch.known("generate.value"))
+
+
+def test_a_replaced_field_is_not_answered_from_an_old_copy() -> None:
+    moved = collate(make.everything(), KINDS).to("meta")
+    length = moved.fields["text.length"].clone()
+    changed = replace(moved, fields=moved.fields | {"text.length": length})
+    with pytest.raises(NotImplementedError, match="meta"):
+        changed.known("text.length")
 
 
 def test_64_texts_take_under_two_milliseconds() -> None:

@@ -377,6 +377,14 @@ class TestOptions:
         for i in range(2):
             mean = nll[output.pair == i].mean()
             torch.testing.assert_close(mean, model.terms(batch).value["generate"][i])
+        head, pairs = model.heads["generate"], model.pairs(batch, "generate")
+        torch.testing.assert_close(
+            head.losses(output, pairs)["generate"], model.terms(batch).value["generate"]
+        )
+        likeliest = head.predict(output, pairs)
+        value = batch.targets["generate"].value.numpy()
+        assert ((likeliest == -100) == (value == -100)).all()
+        assert (likeliest[likeliest >= 0] == output.value.argmax(-1).numpy()).all()
 
     @pytest.mark.parametrize(
         ("heads", "message"),

@@ -64,6 +64,10 @@ class TestSplice:
         assert x[1, :, 0].tolist() == [205, 0, 0, 0, 0, 0, 0, 0]
         assert layout.length.tolist() == [5, 1, 8]
 
+    def test_a_sequence_without_tokens_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="sequence 3 of the batch has no tokens"):
+            plan_layout(self.entries, 4, summary=False)
+
     def test_gradients_return_to_real_tokens_only(self) -> None:
         tokens = numbered(0, 3, 4).requires_grad_()
         entries = self.entries | {"text": Entries(tokens, np.array([0, 2, 2]), np.array([1, 4, 2]))}

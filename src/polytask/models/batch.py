@@ -65,7 +65,7 @@ class Batch:
     row: Tensor  # (sequences,) int64 row index: names culprits in errors
     rows: int  # number of rows drawn from the mixture
     complete: bool = False  # every pair is known to have a label (`collate` has checked)
-    host: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)  # see `known`
+    host: dict[str, tuple[Tensor, np.ndarray[Any, Any]]] = field(default_factory=dict, repr=False)
 
     def known(self, name: str) -> np.ndarray[Any, Any]:
         """A field, 'task', 'row', or 'KIND.task', 'KIND.sequence' of a target, as a host array.
@@ -76,9 +76,11 @@ class Batch:
         tensor = self._find(name)
         if tensor.device.type == "cpu":
             return tensor.numpy()
-        if name not in self.host:
-            self.host[name] = tensor.cpu().numpy()
-        return self.host[name]
+        # A copy belongs to the very tensor it was made of: a field that was replaced has none.
+        held = self.host.get(name)
+        if held is None or held[0] is not tensor:
+            held = self.host[name] = (tensor, tensor.cpu().numpy())
+        return held[1]
 
     def entries(self, modality: str) -> np.ndarray[Any, Any]:
         """(sequences,) the first entry of a modality in each sequence; -1 where there is none."""
@@ -100,20 +102,11 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
-        host = dict(self.host)
-        if torch.device(device).type != "cpu":
-            names = [n for n in self.fields if n.partition(".")[2] in _LAYOUT]
-            names += [
-                "task",
-                *(f"{k}.{part}" for k in self.targets for part in ("task", "sequence")),
-            ]
-            names += [f"{kind}.value" for kind in ("generate", "tag") if kind in self.targets]
-            host |= {name: self.known(name) for name in names}
 
         def move(tensor: Tensor | None) -> Any:
             return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
 
-        return replace(
+        moved = replace(
             self,
             fields={name: move(value) for name, value in self.fields.items()},
             targets={
@@ -124,8 +117,17 @@ class Batch:
             },
             task=move(self.task),
             row=move(self.row),
-            host=host,
+            host={},
         )
+        if torch.device(device).type != "cpu":
+            names = [n for n in self.fields if n.partition(".")[2] in _LAYOUT]
+            names += [
+                "task",
+                *(f"{k}.{part}" for k in self.targets for part in ("task", "sequence")),
+            ]
+            names += [f"{kind}.value" for kind in ("generate", "tag") if kind in self.targets]
+            moved.host.update({name: (moved._find(name), self.known(name)) for name in names})
+        return moved
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -92,7 +92,7 @@ def make_stems(inputs: InputSpec, config: ModelConfig, dim: int) -> dict[str, nn
     return stems
 
 
-_VECTOR_HEADS = {
+_VECTOR_HEADS: dict[str, Callable[[Sequence[HeadSpec], ModelConfig, int], Head]] = {
     "classify": kinds.ClassifyHead,
     "multilabel": kinds.MultiLabelHead,
     "regress": kinds.RegressHead,

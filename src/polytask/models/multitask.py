@@ -28,7 +28,6 @@ from polytask.models.cache import KVCache
 from polytask.models.features import Features
 from polytask.models.generate import CausalState, MemoryState, generate
 from polytask.models.heads.base import Head, Output, Pairs, known_pairs, on_device, pairs_of
-from polytask.models.heads.tokens import GenerateHead
 from polytask.models.hub import HubCache, HubTrunk, empty_trunk
 from polytask.models.init import initialise
 from polytask.models.language import decoder_states, lm_weight
@@ -301,12 +300,7 @@ class MultitaskModel(nn.Module):
             pairs = self.pairs(batch, kind)
             if not len(pairs):
                 continue
-            head = self._head(kind)
-            if isinstance(head, GenerateHead):
-                losses = head.direct_losses(features, pairs)
-            else:
-                losses = head.losses(head(features, pairs), pairs)
-            for name, value in losses.items():
+            for name, value in self._head(kind).terms(features, pairs).items():
                 terms.value[name] = value
                 terms.task[name] = pairs.target.task
                 terms.row[name] = pairs.target.row

@@ -47,7 +47,6 @@ class ModelConfig(TransformerConfig):
         description="what stands for a sequence: a learned last token (summary), or tokens; auto: "
         "summary; for hub models mean (encoders) or last (decoders)",
     )
-    task_token: bool = Field(False, description="the summary token also says which task it is for")
     image_patch: int | None = Field(None, gt=0, description="pixels per patch side; must divide")
     series_patch: int = Field(8, gt=0, description="time steps per series token")
     series_level: bool = Field(

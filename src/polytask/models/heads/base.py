@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +47,7 @@ class Output:
     scale: Tensor | None = None
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """Base: knows the specs of its tasks. Subclasses say how labels are scored."""
 
     def __init__(self, specs: Sequence[HeadSpec], config: ModelConfig) -> None:
@@ -54,16 +55,21 @@ class Head(nn.Module):
         self.specs = tuple(specs)
         self.objective: ObjectiveConfig = config.objective
 
+    @abstractmethod
     def forward(self, features: Features, pairs: Pairs) -> Output:
-        raise TypeError(f"{type(self).__name__} does not score pairs")
+        """Scores of the pairs."""
 
+    @abstractmethod
     def losses(self, output: Output, pairs: Pairs) -> dict[str, Tensor]:
         """Terms, each (P,) float32."""
-        raise TypeError(f"{type(self).__name__} has no loss")
 
+    @abstractmethod
     def predict(self, output: Output, pairs: Pairs) -> npt.NDArray[Any]:
         """Predictions in the user's units, one row per pair."""
-        raise TypeError(f"{type(self).__name__} does not predict")
+
+    def terms(self, features: Features, pairs: Pairs) -> dict[str, Tensor]:
+        """`losses` straight from features."""
+        return self.losses(self(features, pairs), pairs)
 
     def task_rows(self, slot: int) -> dict[str, slice]:
         """Parameter name -> the rows that belong to one task; a parameter that is not listed is

@@ -127,19 +127,39 @@ class GenerateHead(Head):
         assert features.lm_weight is not None
         return features.lm_weight, features.lm_bias
 
-    def direct_losses(self, features: Features, pairs: Pairs) -> dict[str, Tensor]:
-        """The terms without holding all logits at once."""
+    def losses(self, output: Output, pairs: Pairs) -> dict[str, Tensor]:
+        assert output.pair is not None and output.position is not None
+        label = pairs.target.value[output.pair, output.position]
+        nll, z = objectives.token_cross_entropy(output.value, label)
+        return self._by_pair(nll, z, output.pair, pairs)
+
+    def terms(self, features: Features, pairs: Pairs) -> dict[str, Tensor]:
+        """The same losses without holding all logits at once."""
         x, pair, position = self.selected(features, pairs)
         weight, bias = self.scorer(features)
         of_pair = on_device(pair, x)
         label = pairs.target.value[of_pair, on_device(position, x)]
         nll, z = objectives.projected_cross_entropy(x, weight, label, bias)
+        return self._by_pair(nll, z, of_pair, pairs)
+
+    def _by_pair(
+        self, nll_N: Tensor, z_N: Tensor, pair_N: Tensor, pairs: Pairs
+    ) -> dict[str, Tensor]:
         task, mean = pairs.target.task, self.objective.token_mean
-        terms = {"generate": objectives.per_pair(nll, of_pair, len(pairs), task, mean)}
+        terms = {"generate": objectives.per_pair(nll_N, pair_N, len(pairs), task, mean)}
         if self.objective.z_loss:
-            z = self.objective.z_loss * z
-            terms["z_loss"] = objectives.per_pair(z, of_pair, len(pairs), task, mean)
+            z_N = self.objective.z_loss * z_N
+            terms["z_loss"] = objectives.per_pair(z_N, pair_N, len(pairs), task, mean)
         return terms
+
+    def predict(self, output: Output, pairs: Pairs) -> npt.NDArray[Any]:
+        """(P, T) the most likely token at each labelled place given the true ones before it, -100
+        elsewhere. (`polytask.models.generate` writes freely.)"""
+        assert output.pair is not None and output.position is not None
+        found = np.full(pairs.target.value.shape, IGNORE, np.int64)
+        best = to_numpy(output.value.argmax(-1))
+        found[to_numpy(output.pair), to_numpy(output.position)] = best
+        return found
 
 
 def first_label(value: HostArray) -> HostArray:

@@ -48,6 +48,8 @@ def plan_layout(entries: Mapping[str, Entries], sequences: int, summary: bool = 
     count = np.concatenate([*counts.values()] or [np.zeros(0, np.int64)])
     tail = int(summary)
     length = np.bincount(owner, count, sequences).astype(np.int64) + tail
+    if not length.all():
+        raise ValueError(f"sequence {int(np.argmin(length))} of the batch has no tokens")
     order = np.argsort(owner, kind="stable")
     before = np.cumsum(count[order]) - count[order]
     first = np.cumsum(length - tail) - (length - tail)  # tokens of all sequences before this one
