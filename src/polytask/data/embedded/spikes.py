@@ -108,7 +108,7 @@ SETS = (
             },
             classes=("no", "yes"),
             note="Stimulus in 0.5 ms bins, windows every 5 ms; 'count' and 'fired' speak of the "
-            "last 5 ms, the neuron answers 6 ms late. Splits are stretches of time (70, 10, 20 %), no "
+            "last 5 ms, the neuron answers 6 ms late. Splits: stretches of time (70, 10, 20 %); no "
             "window crosses a border. One neuron: boosted trees reach an AUROC of about 0.83.",
         ),
         _windows,
