@@ -19,7 +19,7 @@ COMPETITIONS = ("m1", "m3", "tourism")
 
 def pretrained(say: Callable[[str], None], steps: int = 400, seed: int = 0) -> Forecaster:
     """From the cache, or trained on generated series and the competitions that are installed."""
-    from polytask.data.embedded import cache_root
+    from polytask.data.embedded.sources import cache_root
 
     found = competitions()
     name = f"ttm-v{VERSION}-{steps}-{seed}-{'-'.join(found) or 'generated'}"

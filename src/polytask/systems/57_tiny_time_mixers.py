@@ -148,7 +148,7 @@ class Subset:
         count = max(8, round(windows.sizes[0] * share))
         order = rng.generator(seed, "few", windows.names[0]).permutation(windows.sizes[0])
         self.chosen = np.sort(order[:count]).astype(np.int64)
-        self.sizes = (len(self.chosen),)
+        self.sizes: tuple[int, ...] = (len(self.chosen),)
 
     def gather(self, dataset: Any, index: Any) -> Any:
         """Window number `index` of the share."""
