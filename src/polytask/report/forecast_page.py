@@ -102,6 +102,8 @@ def forecast_picture(folder: Path, history: Any, forecast: Any, tested: Any) -> 
 def _panel(
     ax: Any, one: str, target: str, history: Any, forecast: Any, tested: Any, levels: list[str]
 ) -> None:
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
     def of(table: Any) -> Any:
         return table[(table["id"] == one) & (table["target"] == target)]
 
@@ -125,3 +127,6 @@ def _panel(
     ax.plot(ahead["timestamp"], ahead["forecast"], color=BRIGHT[0], label="forecast")
     ax.axvline(past["timestamp"].iloc[-1], color=SOFT, lw=0.8)
     ax.margins(x=0.01)
+    dates = AutoDateLocator(maxticks=6)
+    ax.xaxis.set_major_locator(dates)
+    ax.xaxis.set_major_formatter(ConciseDateFormatter(dates))
