@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from polytask import cli
+from polytask import cli, systems
 from polytask.pipeline import parse_config
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def test_every_python_example_runs(
 COMMANDS = [
     (name, line.split("#")[0].strip())
     for name, text in blocks("bash", "text")
-    for line in text.splitlines()
+    for line in text.replace("\\\n", " ").splitlines()
     if line.startswith("polytask ")
 ]
 
@@ -61,6 +61,8 @@ def test_every_command_and_option_exists(
     assert command in cli.COMMANDS
     assert cli.main([command, "--help"]) == 0
     shown = capsys.readouterr().out
+    if command == "run":  # a system's own settings are options too
+        shown += " ".join(f"--{field}" for field in systems.load(rest[0]).config.model_fields)
     for word in rest:
         if word.startswith("--"):
             assert word.split("=")[0] in shown, f"{command} has no option {word}"

@@ -64,6 +64,7 @@ def roll(
     known = (future - control_units[0]) / control_units[1]
     if controls == 0:  # every target is a series of its own
         scaled = scaled.transpose(0, 2, 1).reshape(-1, c.context_length, 1)
+        known = np.zeros((len(scaled), steps, 0), np.float32)
     token = panel.frequency.token
     token = token if token < c.frequency_token_vocab_size else 0
     out, spread = _recurse(model, scaled, known, steps, token, device)
