@@ -241,7 +241,7 @@ def test_a_killed_proof_goes_on_where_it_was_and_leaves_no_process(
         wait_for(lambda: (tmp_path / "began-1").exists())
         worker = int(children(process.pid)[-1])
         process.send_signal(how)
-        assert process.wait(20) != 0
+        assert process.wait(120) != 0
         wait_for(lambda: not Path(f"/proc/{worker}/cmdline").exists() or state(worker) == "Z")
     finally:
         process.kill()
