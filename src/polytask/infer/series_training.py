@@ -134,8 +134,7 @@ def train_mixer(
         windows: data sets of windows with as many channels as the model has.
         freeze: patterns of parameters that stay as they are ('backbone.*' for few-shot).
         folder: run folder, in which an interrupted training resumes; None keeps nothing.
-        precision: 'auto' is bf16 on an accelerator and fp32 on a processor, where bf16 measured
-            slower.
+        precision: 'auto' is bf16 on an accelerator and fp32 on a processor.
     """
     if precision == "auto":
         usable = torch.cuda.is_available() and device != "cpu"
