@@ -9,14 +9,11 @@ deals them out exactly; the deviation column is the worst over all prefixes, in 
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from benchmarks.harness import compare, show_versions, table
+from benchmarks.harness import compare, options_of, show, show_versions
 
 from polytask.mixture import FixedPolicy, MixtureSampler
 
@@ -159,21 +156,12 @@ def beside_datasets(clock: Callable[[], float], repeats: int, rows: int) -> list
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--rows", type=int, default=32768)
-    parser.add_argument("--cpu-time", action="store_true", help="for a machine others use too")
-    options = parser.parse_args(argv)
-    clock = time.process_time if options.cpu_time else time.perf_counter
+    options = options_of(__doc__, argv, rows=32768)
+    clock = options.clock
     found: dict[str, Any] = {"versions": show_versions(("numpy", "pyarrow", "datasets"))}
     found["steps"] = step_costs(clock, options.repeats)
     found["datasets"] = beside_datasets(clock, options.repeats, options.rows)
-    if options.json:
-        print(json.dumps(found, indent=2))
-    else:
-        for key in ("steps", "datasets"):
-            print("\n" + table(list(found[key][0]), [list(row.values()) for row in found[key]]))
+    show(found, options)
     return found
 
 

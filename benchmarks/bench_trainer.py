@@ -1,214 +1,233 @@
-"""What the trainer costs over a hand-written loop, and how it compares with `transformers.Trainer`.
+"""A training step: polytask's trainer beside a hand-written loop and `transformers.Trainer`.
 
-The same small BERT (2 layers, 32 and 128 wide), batch 32 x 32 tokens, AdamW, clipping, bare PyTorch
-in the plainest form that is as fast as it gets (fused optimiser, no reading of the loss). polytask
-checks every gradient, keeps sums per task and writes a line every ten steps all the while; the
-eight-task variant logs eight tasks' losses at every step.
+    python -m benchmarks trainer
 
-Only steps are timed, not setting up: a stopwatch runs from the end of the first step to the end of
-the last.
+Every way trains the same Hugging Face BERT on the same ready batches of 32 rows of 32 tokens with
+fused AdamW, gradients clipped to norm 1, a linear schedule and a log line every tenth step. The
+eight-task case logs every task's mean loss at every step; `transformers.Trainer` has no such thing
+and is left out there. Starting, stopping and saving are outside the timing.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import shutil
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.harness import compare, show_versions, table
+from benchmarks.harness import compare, options_of, show, show_versions
+from torch import Tensor, nn
+from torch.nn import functional
 
-LENGTH, BATCH, VOCABULARY = 32, 32, 1000
+from polytask.models.batch import Batch, Target, Terms
+from polytask.train import FunctionLoader, TrainConfig, Trainer
 
-
-class Stopwatch:
-    """A clock for `compare` that only moves while it is started."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock = clock
-        self.total = 0.0
-        self._begun = 0.0
-
-    def start(self) -> None:
-        self._begun = self.clock()
-
-    def stop(self) -> None:
-        self.total += self.clock() - self._begun
-
-    def read(self) -> float:
-        return self.total
+ROWS, TOKENS, CLASSES = 32, 32, 4
+LEAD = 8  # steps before the clock starts
+Clock = Callable[[], float]
 
 
-def bert(width: int) -> Any:
-    from transformers import BertConfig, BertForSequenceClassification
+class Model(nn.Module):
+    """BERT with a linear head per task; a row belongs to one task."""
 
-    torch.manual_seed(0)
-    return BertForSequenceClassification(
-        BertConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=width,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=2 * width,
-            max_position_embeddings=LENGTH,
-            num_labels=4,
+    def __init__(self, hidden: int, tasks: int) -> None:
+        super().__init__()
+        from transformers import BertConfig, BertModel
+
+        torch.manual_seed(0)
+        heads = max(2, hidden // 32)
+        shape = {"hidden_size": hidden, "intermediate_size": 4 * hidden}
+        self.bert: Any = BertModel(
+            BertConfig(vocab_size=1000, num_hidden_layers=2, num_attention_heads=heads, **shape)
         )
-    )
+        self.head = nn.Linear(hidden, CLASSES * tasks)
+        self.tasks = tasks
+
+    def logits(self, ids: Tensor, task: Tensor) -> Tensor:
+        every = self.head(self.bert(input_ids=ids).pooler_output).view(len(ids), self.tasks, -1)
+        chosen: Tensor = every[torch.arange(len(ids)), task]
+        return chosen
+
+    def forward(self, input_ids: Tensor, task: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """What `transformers.Trainer` calls."""
+        logits = self.logits(input_ids, task)
+        return {"loss": functional.cross_entropy(logits, labels), "logits": logits}
 
 
-class Contenders:
-    """The same training in several hands; each method runs `steps` timed steps."""
+def some_batches(tasks: int, count: int = 16) -> list[Batch]:
+    torch.manual_seed(1)
+    batches = []
+    for index in range(count):
+        task = torch.randint(tasks, (ROWS,))
+        row = torch.arange(index * ROWS, (index + 1) * ROWS)
+        own = torch.arange(ROWS)
+        labels = torch.randint(CLASSES, (ROWS,))
+        fields = {
+            "text.ids": torch.randint(1000, (ROWS, TOKENS)),
+            "text.length": torch.full((ROWS,), TOKENS),
+            "text.sequence": own,
+        }
+        target = Target(own[:, None], task, row, labels)
+        batches.append(Batch(fields, {"classify": target}, task, row, ROWS))
+    return batches
 
-    def __init__(self, width: int, steps: int, folder: Path, clock: Callable[[], float]) -> None:
-        self.width, self.steps, self.folder = width, steps, folder
-        self.watch = Stopwatch(clock)
-        draw = torch.Generator().manual_seed(0)
-        shape = (16, BATCH, LENGTH)
-        self.ids = torch.randint(VOCABULARY, shape, generator=draw)
-        self.labels = torch.randint(4, shape[:2], generator=draw)
 
-    def by_hand(self) -> None:
-        model = bert(self.width).train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
-        for step in range(self.steps + 1):
-            logits = model(self.ids[step % 16]).logits
-            loss = torch.nn.functional.cross_entropy(logits, self.labels[step % 16])
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            if step == 0:
-                self.watch.start()
-        self.watch.stop()
+def objective(model: Model, batch: Batch) -> Terms:
+    target = batch.targets["classify"]
+    logits = model.logits(batch.fields["text.ids"], target.task)
+    losses = functional.cross_entropy(logits, target.value, reduction="none")
+    return Terms({"ce": losses}, {"ce": target.task}, {"ce": target.row})
 
-    def polytask(self, tasks: int = 1, log_every: int = 10) -> None:
-        from polytask.models.batch import Batch, Target, Terms
-        from polytask.train.config import TrainConfig
-        from polytask.train.loader import FunctionLoader
-        from polytask.train.trainer import Trainer
 
-        rows = torch.arange(BATCH)
-        task = rows % tasks
-        length = torch.full((BATCH,), LENGTH)
-        batches = [
-            Batch(
-                {"text.ids": ids, "text.length": length},
-                {"classify": Target(rows[:, None], task, rows, labels)},
-                task,
-                rows,
-                BATCH,
-            )
-            for ids, labels in zip(self.ids, self.labels)
-        ]
+def by_hand(
+    model: Model, batches: list[Batch], steps: int, log_every: int, clock: Clock
+) -> Callable[[], float]:
+    """The loop as one writes it; with several tasks it logs each task's mean loss."""
+    total = LEAD + steps
 
-        def objective(model: Any, batch: Batch) -> Terms:
+    def run() -> float:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: 1 - s / total)
+        model.train()
+        begun = 0.0
+        for step in range(total):
+            if step == LEAD:
+                begun = clock()
+            batch = batches[step % len(batches)]
             target = batch.targets["classify"]
-            logits = model(batch.fields["text.ids"]).logits
-            loss = torch.nn.functional.cross_entropy(logits, target.value, reduction="none")
-            return Terms({"ce": loss}, {"ce": target.task}, {"ce": target.row})
+            logits = model.logits(batch.fields["text.ids"], target.task)
+            losses = functional.cross_entropy(logits, target.value, reduction="none")
+            losses.mean().backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            if step % log_every == 0:
+                one = torch.zeros(model.tasks).index_add_(0, target.task, losses.detach())
+                (one / torch.bincount(target.task, minlength=model.tasks)).tolist()
+        return clock() - begun
 
-        def watch(trainer: Trainer, step: int) -> None:
-            if step == 1:
-                self.watch.start()
-            if step == self.steps + 1:
-                self.watch.stop()
-
-        config = TrainConfig(
-            steps=self.steps + 1,
-            batch_size=BATCH,
-            checkpoint_every=0,
-            progress=False,
-            log_every=log_every,
-            device="cpu",
-        )
-        loader = FunctionLoader([f"task-{t}" for t in range(tasks)], lambda i: batches[i % 16])
-        run = Path(tempfile.mkdtemp(dir=self.folder))
-        Trainer(bert(self.width), loader, config, run, objective, callbacks=[watch]).fit()
-        shutil.rmtree(run)
-
-    def polytask_8_tasks(self) -> None:
-        self.polytask(tasks=8, log_every=1)
-
-    def transformers_trainer(self) -> None:
-        from transformers import Trainer, TrainerCallback, TrainingArguments
-
-        outer = self
-
-        class Watch(TrainerCallback):  # type: ignore[misc]
-            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                if state.global_step == 1:
-                    outer.watch.start()
-                if state.global_step == outer.steps + 1:
-                    outer.watch.stop()
-
-        rows = [
-            {"input_ids": ids, "labels": label}
-            for ids, label in zip(self.ids.flatten(0, 1), self.labels.flatten())
-        ]
-        arguments = TrainingArguments(
-            str(self.folder / "hf"),
-            max_steps=self.steps + 1,
-            per_device_train_batch_size=BATCH,
-            logging_steps=10,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            use_cpu=True,
-            max_grad_norm=1.0,
-            optim="adamw_torch_fused",
-        )
-        model = bert(self.width)
-        trainer = Trainer(model, arguments, train_dataset=rows, callbacks=[Watch()])
-        trainer.log = lambda *_, **__: None  # printing is not what is compared
-        trainer.train()
+    return run
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=60, help="timed steps per run")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--cpu-time", action="store_true", help="where other programs share the machine"
+def ours(
+    model: Model, batches: list[Batch], steps: int, log_every: int, clock: Clock, home: Path
+) -> Callable[[], float]:
+    names = [f"task {t}" for t in range(model.tasks)]
+    config = TrainConfig(
+        steps=LEAD + steps,
+        batch_size=ROWS,
+        lr=1e-4,
+        schedule="linear",
+        warmup=0,
+        log_every=log_every,
+        checkpoint_every=0,
+        progress=False,
+        device="cpu",
     )
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(argv)
-    torch.set_num_threads(options.threads)
-    clock = time.process_time if options.cpu_time else time.perf_counter
-    from transformers import logging
 
-    logging.set_verbosity_error()
-    found = show_versions(["torch", "transformers", "accelerate"])
-    found["threads"] = str(options.threads)
-    results: dict[str, Any] = {"versions": found}
-    lines = []
-    for width in (32, 128):
+    def run() -> float:
+        times: dict[int, float] = {}
+
+        def note(trainer: Trainer, step: int) -> None:
+            if step in (LEAD, LEAD + steps):
+                times[step] = clock()
+
+        loader = FunctionLoader(names, lambda index: batches[index % len(batches)])
+        with tempfile.TemporaryDirectory(dir=home) as folder:
+            Trainer(model, loader, config, folder, objective, callbacks=[note]).fit()
+        return times[LEAD + steps] - times[LEAD]
+
+    return run
+
+
+def transformers_trainer(
+    model: Model, batches: list[Batch], steps: int, clock: Clock, home: Path
+) -> Callable[[], float]:
+    from transformers import Trainer as Peer
+    from transformers import TrainerCallback, TrainingArguments
+
+    ready = [
+        {
+            "input_ids": batch.fields["text.ids"],
+            "task": batch.targets["classify"].task,
+            "labels": batch.targets["classify"].value,
+        }
+        for batch in batches
+    ]
+    data = [ready[step % len(ready)] for step in range(LEAD + steps)]
+    settings = TrainingArguments(
+        output_dir=str(home / "peer"),
+        per_device_train_batch_size=1,  # an entry of the data is a whole batch
+        max_steps=LEAD + steps,
+        learning_rate=1e-4,
+        optim="adamw_torch_fused",
+        max_grad_norm=1.0,
+        lr_scheduler_type="linear",
+        logging_steps=10,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        use_cpu=True,
+    )
+
+    def run() -> float:
+        times: dict[int, float] = {}
+
+        class Note(TrainerCallback):  # type: ignore[misc]
+            def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+                if state.global_step in (LEAD, LEAD + steps):
+                    times[state.global_step] = clock()
+
+        peer = Peer(
+            model=model,
+            args=settings,
+            train_dataset=data,
+            data_collator=lambda rows: rows[0],
+            callbacks=[Note()],
+        )
+        peer.log = lambda *_, **__: None  # it prints; ours writes a file
+        peer.train()
+        return times[LEAD + steps] - times[LEAD]
+
+    return run
+
+
+CASES = ((32, 1, 10, 60), (128, 1, 10, 24), (128, 8, 1, 24))  # hidden, tasks, log_every, steps
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    options = options_of(__doc__, argv)
+    packages = ("torch", "transformers", "accelerate")
+    found: dict[str, Any] = {"versions": show_versions(packages)}
+    rows = []
+    for hidden, tasks, log_every, steps in CASES:
+        model, batches = Model(hidden, tasks), some_batches(tasks)
         with tempfile.TemporaryDirectory() as folder:
-            runs = Contenders(width, options.steps, Path(folder), clock)
-            result = compare(
-                {
-                    "by hand": runs.by_hand,
-                    "polytask": runs.polytask,
-                    "polytask, 8 tasks, logging every step": runs.polytask_8_tasks,
-                    "transformers.Trainer": runs.transformers_trainer,
-                },
-                repeats=options.repeats,
-                clock=runs.watch.read,
-            )
-        results[str(width)] = result.to_dict()
-        base = result.medians["by hand"]
-        for name, seconds in result.medians.items():
-            ms = 1000 * seconds / options.steps
-            lines.append((width, name, ms, base / seconds, result.spread(name)))
-    if options.json:
-        print(json.dumps(results))
-    else:
-        print(table(["width", "who", "ms per step", "throughput / by hand", "spread"], lines))
+            home = Path(folder)
+            common = (model, batches, steps, log_every, options.clock)
+            runs = {"by hand": by_hand(*common), "polytask": ours(*common, home)}
+            if tasks == 1:
+                runs["transformers.Trainer"] = transformers_trainer(
+                    model, batches, steps, options.clock, home
+                )
+            medians = compare(runs, options.repeats).medians
+        rows += [
+            {
+                "hidden": hidden,
+                "tasks": tasks,
+                "way": way,
+                "ms_per_step": seconds / steps * 1e3,
+                "ms_over_by_hand": (seconds - medians["by hand"]) / steps * 1e3,
+                "throughput": medians["by hand"] / seconds,
+            }
+            for way, seconds in medians.items()
+        ]
+    found["trainer"] = rows
+    show(found, options)
+    return found
 
 
 if __name__ == "__main__":

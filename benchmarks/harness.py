@@ -6,8 +6,11 @@ clock; a warm-up run of each comes first and is not counted.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import importlib.metadata
+import json
+import os
 import platform
 import statistics
 import time
@@ -50,7 +53,8 @@ def compare(
 ) -> Comparison:
     """Time functions in turns: a, b, c, then c, b, a, and so on, `repeats` times each.
 
-    `clock` may be `time.process_time` where other programs share the machine.
+    A function that returns a float has timed itself: its own seconds are taken. `clock` may be
+    `time.process_time` where other programs share the machine.
     """
     for _ in range(warm_up):
         for function in runs.values():
@@ -64,8 +68,9 @@ def compare(
             for name, function in order if turn % 2 == 0 else reversed(order):
                 gc.collect()
                 begin = clock()
-                function()
-                seconds[name].append(clock() - begin)
+                own = function()
+                taken = clock() - begin
+                seconds[name].append(own if isinstance(own, float) else taken)
     finally:
         if collecting:
             gc.enable()
@@ -74,8 +79,6 @@ def compare(
 
 def versions(packages: Sequence[str] = ()) -> dict[str, str]:
     """Python, the packages named, and the threads that torch (if loaded) may use."""
-    import os
-
     found = {"python": platform.python_version(), "machine": platform.machine()}
     found |= {name: importlib.metadata.version(name) for name in packages}
     found["threads"] = os.environ.get("OMP_NUM_THREADS", f"default ({os.cpu_count()} cores)")
@@ -87,6 +90,30 @@ def show_versions(packages: Sequence[str] = ()) -> dict[str, str]:
     found = versions(packages)
     print(", ".join(f"{name} {version}" for name, version in found.items()), flush=True)
     return found
+
+
+def options_of(document: str | None, argv: Sequence[str] | None, **more: int) -> argparse.Namespace:
+    """The options that every benchmark has, and whole numbers of its own with their defaults."""
+    parser = argparse.ArgumentParser(description=(document or "").strip().splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--cpu-time", action="store_true", help="for a machine others use too")
+    parser.add_argument("--folder", default=None, help="where files are written, if any are")
+    for name, default in more.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = parser.parse_args(argv)
+    options.clock = time.process_time if options.cpu_time else time.perf_counter
+    return options
+
+
+def show(found: Mapping[str, Any], options: argparse.Namespace) -> None:
+    """Print what a benchmark found: a table for each list of rows, or everything as JSON."""
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return
+    for rows in found.values():
+        if isinstance(rows, list):
+            print("\n" + table(list(rows[0]), [list(row.values()) for row in rows]))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
