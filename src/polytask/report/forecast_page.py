@@ -127,6 +127,6 @@ def _panel(
     ax.plot(ahead["timestamp"], ahead["forecast"], color=BRIGHT[0], label="forecast")
     ax.axvline(past["timestamp"].iloc[-1], color=SOFT, lw=0.8)
     ax.margins(x=0.01)
-    dates = AutoDateLocator(maxticks=6)
+    dates = AutoDateLocator(maxticks=6)  # type: ignore[no-untyped-call]
     ax.xaxis.set_major_locator(dates)
-    ax.xaxis.set_major_formatter(ConciseDateFormatter(dates))
+    ax.xaxis.set_major_formatter(ConciseDateFormatter(dates))  # type: ignore[no-untyped-call]
