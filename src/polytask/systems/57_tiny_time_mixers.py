@@ -208,7 +208,6 @@ class TTMSystem:
         "mse": "on standardised values, relative to the seasonal naive forecast, geometric mean",
         "budget": "steps and rows are those of adaptation to the held-out sets; tokens are the "
         "points of pretraining",
-        "published": "M3 monthly sMAPE of the Theta method: 13.85 (Makridakis and Hibon 2000)",
         "tuning": "none: every arm has the settings it was first given",
     }
 
