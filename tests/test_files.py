@@ -95,7 +95,8 @@ def test_a_checksum_is_the_crc32_of_every_block(tmp_path: Path) -> None:
     for at in range(0, len(content), 999_983):
         in_odd_parts.add(memoryview(content)[at : at + 999_983])
     assert in_odd_parts.text == expected
-    assert files.Checksum().text == ""
+    assert files.checksum(memoryview(content)) == expected
+    assert files.Checksum().text == files.checksum(memoryview(b"")) == ""
 
 
 def test_a_sum_made_while_writing_is_taken_and_checked_against_the_disk(tmp_path: Path) -> None:

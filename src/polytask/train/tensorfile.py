@@ -1,19 +1,19 @@
 """Files of tensors in the safetensors format, summed in the same pass that writes or reads them.
 
-    8 bytes: length of the header | header: JSON, padded to 8 bytes | the tensors' bytes, no gaps
+    8 bytes: length of the header | header: JSON, padded with blanks | the tensors' bytes, no gaps
 
-safetensors has no checksum, and summing a file after writing it (or before reading it) costs a
-second pass over memory. Here a piece of 256 KiB is summed while the processor has it at hand. The
-sum is of what was meant to be written, so it also finds what the disk got wrong. Any safetensors
-library reads these files, and this module reads theirs.
+safetensors has no checksum, and summing a file after writing it would read it all again. Here a
+thread sums the tensors while they are written, so the sum is of what was meant and also finds what
+the disk got wrong. Reading maps the file, as the safetensors package does, and sums the mapped
+bytes. Any safetensors library reads these files, and this module reads theirs.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from polytask.errors import CheckpointError
-from polytask.files import PIECE, Checksum
+from polytask.files import PIECE, Checksum, checksum
 
 NAMES: dict[torch.dtype, str] = {
     torch.float64: "F64",
@@ -46,14 +46,24 @@ def write_file(path: Path, tensors: Mapping[str, Tensor]) -> str:
         if tensor.dtype not in NAMES:
             raise CheckpointError(f"{path}: '{name}' is {tensor.dtype}, which has no format here")
     order = sorted(tensors, key=lambda name: _place(name, tensors[name]))
-    total = Checksum()
-    with path.open("wb", buffering=PIECE) as handle:
-        parts = (_bytes_of(tensors[name]) for name in order)
+    total, parts = Checksum(), (_bytes_of(tensors[name]) for name in order)
+
+    def sum_up(views: list[memoryview]) -> None:
+        for view in views:
+            total.add(view)
+
+    with path.open("wb") as handle, ThreadPoolExecutor(1) as pool:
+        written: list[memoryview] = []
+        sums = []
         for view in chain([memoryview(_header(order, tensors))], parts):
-            for start in range(0, len(view), PIECE):
-                piece = view[start : start + PIECE]
-                total.add(piece)
-                handle.write(piece)
+            written.append(view)
+            if len(view) >= PIECE:  # small ones wait for company
+                sums.append(pool.submit(sum_up, written))
+                written = []
+            handle.write(view)
+        sums.append(pool.submit(sum_up, written))
+        for done in sums:
+            done.result()
     return total.text
 
 
@@ -72,7 +82,7 @@ def _header(order: list[str], tensors: Mapping[str, Tensor]) -> bytes:
         kind = NAMES[tensors[name].dtype]
         entries[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 
 
@@ -90,23 +100,17 @@ def _view(memory: Tensor) -> memoryview:
 def read_file(path: Path) -> tuple[dict[str, Tensor], str]:
     """The tensors and the file's `Checksum` text.
 
-    Most share one piece of memory: copy what is to outlive the others. `CheckpointError` when the
-    file cannot be read or does not hold what its header says.
+    Tensors are views of the file, mapped privately: copy what is to outlive it. `CheckpointError`
+    when the file cannot be read or does not hold what its header says.
     """
-    total = Checksum()
     try:
-        with path.open("rb", buffering=0) as handle:
-            size = os.fstat(handle.fileno()).st_size
-            length = int.from_bytes(os.pread(handle.fileno(), 8, 0), "little")
-            if size < 8 + length:
-                raise ValueError("it ends too early")
-            lead = -(8 + length) % ALIGNMENT  # so that the first tensor is aligned
-            memory = torch.empty(lead + size, dtype=torch.uint8)[lead:]
-            view, at = _view(memory), 0
-            while at < size and (count := handle.readinto(view[at : at + PIECE])):
-                total.add(view[at : at + count])
-                at += count
-        if at < size:
+        size = path.stat().st_size
+        if size < 8:
+            raise ValueError("it ends too early")
+        memory = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+        view = _view(memory)
+        length = int.from_bytes(view[:8], "little")
+        if size < 8 + length:
             raise ValueError("it ends too early")
         header = json.loads(bytes(view[8 : 8 + length]))
         header.pop("__metadata__", None)
@@ -114,7 +118,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], str]:
         found = {name: _tensor(data, entry) for name, entry in header.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    return found, total.text
+    return found, checksum(view)
 
 
 def _tensor(data: Tensor, entry: Mapping[str, Any]) -> Tensor:
