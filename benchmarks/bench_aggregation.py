@@ -1,4 +1,6 @@
-"""What gradient aggregation costs over bare TorchJD, and how to bound it.
+"""Gradient aggregation: what it costs over bare TorchJD, and how to bound it.
+
+    python -m benchmarks aggregation
 
 A trunk 784-512-512 with a linear head a task, batch 128, every row labelled by every task: features
 are shared, so this is the case that TorchJD's `mtl_backward` is made for. "bare" is its documented
@@ -9,14 +11,11 @@ ordinary backward pass. One timed run is a number of forward and backward passes
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from benchmarks.harness import compare, show_versions, table
+from benchmarks.harness import Aim, compare, options_of, show, show_versions
 from torch import Tensor, nn
 
 from polytask.models.batch import Terms
@@ -28,6 +27,7 @@ from polytask.train.jacobian import AggregatedGradients
 from polytask.train.weighting import build_weighting
 
 ROWS, WIDTH, CLASSES = 128, 512, 10
+BARE = "bare, all at once"  # TorchJD's default
 
 
 class Shared(nn.Module):
@@ -116,7 +116,7 @@ def passes(tasks: int, rule: str, count: int) -> dict[str, Callable[[], None]]:
         return run
 
     return {
-        "bare, all at once": bare(None),
+        BARE: bare(None),
         "bare, one by one": bare(1),
         "polytask, all at once": ours(chunk=None),
         "polytask, one by one": ours(chunk=1),
@@ -125,44 +125,44 @@ def passes(tasks: int, rule: str, count: int) -> dict[str, Callable[[], None]]:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--passes", type=int, default=8, help="forward and backward passes a run")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--cpu-time", action="store_true", help="where other programs share the machine"
-    )
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(argv)
-    torch.set_num_threads(options.threads)
-    clock = time.process_time if options.cpu_time else time.perf_counter
-    found = show_versions(["torch", "torchjd"])
-    found["threads"] = str(options.threads)
-    results: dict[str, Any] = {"versions": found}
-    lines = []
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    options = options_of(__doc__, argv, passes=5)
+    found: dict[str, Any] = {"versions": show_versions(("torch", "torchjd"))}
+    rows = []
     for tasks in (2, 8):
         for rule in ("upgrad", "pcgrad", "mgda"):
             runs = passes(tasks, rule, options.passes)
-            result = compare(runs, repeats=options.repeats, clock=clock)
-            results[f"{rule}, {tasks} tasks"] = result.to_dict()
-            medians = result.medians
-            for name, seconds in medians.items():
-                peer = "bare, one by one" if "all at once" not in name else "bare, all at once"
-                lines.append(
-                    (
-                        rule,
-                        tasks,
-                        name,
-                        1000 * seconds / options.passes,
-                        seconds / medians[peer],
-                        seconds / medians["polytask, sum"],
-                    )
+            medians = compare(runs, options.repeats, clock=options.clock).medians
+            for way, seconds in medians.items():
+                peer = BARE if "all at once" in way else "bare, one by one"
+                rows.append(
+                    {
+                        "tasks": tasks,
+                        "rule": rule,
+                        "way": way,
+                        "ms": seconds / options.passes * 1e3,
+                        "over_same_bare": seconds / medians[peer],
+                        "over_sum": seconds / medians["polytask, sum"],
+                    }
                 )
-    if options.json:
-        print(json.dumps(results))
-    else:
-        print(table(["rule", "tasks", "who", "ms", "/ same bare", "/ sum"], lines))
+    found["aggregation"] = rows
+    show(found, options)
+    return found
+
+
+def aims(found: dict[str, Any]) -> list[Aim]:
+    """Every rule and number of tasks, differentiated as the peer does it."""
+    ways = ("polytask, one by one", "polytask, all at once")
+    return [
+        Aim(
+            f"{row['rule']}, {row['tasks']} tasks, {row['way'].partition(', ')[2]}: "
+            "time over bare TorchJD",
+            row["over_same_bare"],
+            at_most=1.05,
+        )
+        for row in found["aggregation"]
+        if row["way"] in ways
+    ]
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.harness import compare, options_of, show, show_versions
+from benchmarks.harness import Aim, compare, options_of, show, show_versions
 from torch import Tensor
 
 from polytask.train import checkpoints
@@ -124,9 +124,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         home = Path(folder)
         saves, newest = ways(state, home)
-        parts = {"save": saves}
-        for name, runs in parts.items():
-            rows += _rows(name, compare(runs, options.repeats, clock=options.clock).medians, size)
+        rows += _rows("save", compare(saves, options.repeats, clock=options.clock).medians, size)
         bare = next(home.glob("bare-True-*"))
         for name, cold in (("load", False), ("load, cold", True)):
             runs = loads(state, bare, newest(), cold)
@@ -146,6 +144,21 @@ def _rows(what: str, medians: Mapping[str, float], size: int) -> list[dict[str, 
             "times_as_long": seconds / medians["safetensors"],
         }
         for way, seconds in medians.items()
+    ]
+
+
+def aims(found: dict[str, Any]) -> list[Aim]:
+    """The strict aim, against a peer that neither sums nor flushes; and against one that flushes,
+    or has to fetch the file."""
+    ms = {(row["what"], row["way"]): row["ms"] for row in found["checkpoint"]}
+    pairs = [
+        ("save", "safetensors", "save: time over safetensors, not flushed"),
+        ("save", "safetensors, flushed", "save: time over safetensors, flushed"),
+        ("load", "safetensors", "load from memory: time over safetensors"),
+        ("load, cold", "safetensors", "load from disk: time over safetensors"),
+    ]
+    return [
+        Aim(told, ms[what, "polytask"] / ms[what, peer], at_most=1.1) for what, peer, told in pairs
     ]
 
 

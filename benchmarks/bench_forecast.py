@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.harness import compare, show_versions, table
+from benchmarks.harness import Aim, compare, show_versions, table
 
 from polytask.data.series_generator import generate
 from polytask.data.windows import WindowSet, standardise
@@ -148,6 +148,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         for key in ("published", "ets", "pretraining"):
             print("\n" + table(list(found[key][0]), [list(row.values()) for row in found[key]]))
     return found
+
+
+def aims(found: dict[str, Any]) -> list[Aim]:
+    return [
+        Aim(f"{row['model']}: forecasts over granite-tsfm", row["speedup"], at_least=1.2)
+        for row in found["published"]
+    ]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from benchmarks.harness import compare, options_of, show, show_versions
+from benchmarks.harness import Aim, compare, options_of, show, show_versions
 
 from polytask.mixture import FixedPolicy, MixtureSampler
 
@@ -163,6 +163,27 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     found["datasets"] = beside_datasets(clock, options.repeats, options.rows)
     show(found, options)
     return found
+
+
+def aims(found: dict[str, Any]) -> list[Aim]:
+    """Flat: within a fifth of the step with 20 groups. Rows against every way of `datasets`."""
+    flat = [
+        Aim(f"{row['groups']} groups: step over 20 groups", row["relative_to_20"], at_most=1.2)
+        for row in found["steps"]
+        if row["groups"] != 20
+    ]
+    rows = [
+        Aim(f"rows per second over {row['way']}", row["polytask_times_faster"], at_least=5)
+        for row in found["datasets"]
+        if row["way"].startswith("datasets")
+    ]
+    ahead = {row["way"]: row["rows_per_s"] for row in found["datasets"]}
+    ratio = ahead["polytask, fetched 128 batches ahead"] / ahead["datasets map-style, slices of 32"]
+    return [
+        *flat,
+        *rows,
+        Aim("rows per second over the same slices, fetching ahead", ratio, at_least=5),
+    ]
 
 
 if __name__ == "__main__":

@@ -16,7 +16,31 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Aim:
+    """A ratio with the bound that it ought to keep."""
+
+    what: str
+    value: float
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def met(self) -> bool:
+        low = self.at_least is None or self.value >= self.at_least
+        return low and (self.at_most is None or self.value <= self.at_most)
+
+    @property
+    def bound(self) -> str:
+        return f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g}"
+
+    def row(self) -> dict[str, Any]:
+        met = "met" if self.met else "missed"
+        return {"what": self.what, "ratio": self.value, "aim": self.bound, "": met}
 
 
 @dataclass(frozen=True)
@@ -75,6 +99,21 @@ def compare(
         if collecting:
             gc.enable()
     return Comparison(seconds)
+
+
+def machine() -> dict[str, Any]:
+    """Kind of machine: processor, cores, memory, system, and how busy it is just now."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "processor": models[0] if models else platform.processor() or "unknown",
+        "cores": os.cpu_count(),
+        "memory_gb": round(pages / 1e9),
+        "system": f"{platform.system()} {platform.machine()}",
+        "load": round(os.getloadavg()[0], 2),
+    }
 
 
 def versions(packages: Sequence[str] = ()) -> dict[str, str]:
