@@ -23,7 +23,7 @@ from polytask.models.batch import Batch
 from polytask.models.flops import flops, flops_by_task
 from polytask.tasks import Processor, ProcessorConfig, TaskSet, build_tasks
 from polytask.train.config import StageConfig, TrainConfig
-from polytask.train.loader import FunctionLoader, Loader, Span, make_loader
+from polytask.train.loader import DataEnded, FunctionLoader, Loader, Span, make_loader
 from polytask.train.reading import ExampleCache, RowReader
 from polytask.train.trackers import read_lines
 from polytask.train.trainer import Trainer
@@ -145,6 +145,29 @@ def test_a_learning_policy_waits_for_its_losses(parts: Parts) -> None:
     assert loader.waits_for_losses(2)
 
 
+def test_a_batch_past_the_end_is_refused_not_short(parts: Parts) -> None:
+    mixture = MixtureConfig(policy="uniform", stop="first_exhausted")
+    for world in (1, 2):
+        config = TrainConfig(steps=1000, batch_size=12)
+        loader = make_loader(*parts, config, mixture, 0, world)
+        assert loader.total_rows is not None
+        whole = loader.total_rows // 12
+        assert loader.batch(whole - 1)[0].rows == 12 // world
+        with pytest.raises(DataEnded, match=rf"after {loader.total_rows} rows"):
+            loader.batch(whole)
+
+
+def test_stages_that_outlast_the_mixture_are_refused_before_training(parts: Parts) -> None:
+    mixture = MixtureConfig(policy="uniform", stop={"liked+stars": 1, "price": 1})
+    stages = (StageConfig(name="a", steps=3), StageConfig(name="b", steps=30, tasks=("price",)))
+    config = TrainConfig(stages=stages, batch_size=12, accumulate=2)
+    loader = make_loader(*parts, config, mixture)
+    rows = len(parts[0].groups[1].splits["train"])
+    with pytest.raises(ConfigError, match=rf"mixture of price.* after {rows}.* {rows // 12} steps"):
+        loader.plan([Span((), 0, 6), Span(("price",), 6, 66)])
+    loader.plan([Span((), 0, 6), Span(("price",), 6, 6 + 2 * (rows // 12))])
+
+
 def test_cached_examples_are_bounded(parts: Parts) -> None:
     taskset, processor = parts
     rows = taskset.groups[1].splits["train"]
@@ -253,6 +276,51 @@ def test_a_stopping_rule_ends_training_where_the_mixture_ends(parts: Parts, tmp_
     smallest = len(parts[0].groups[1].splits["train"])
     assert result.step == 2 * smallest // 12
     assert loader.total_rows is not None
+
+
+def test_an_adaptive_mixture_that_ends_ends_the_run_cleanly(parts: Parts, tmp_path: Path) -> None:
+    """Nobody can know beforehand when: the run is logged, saved, judged and can be called again."""
+    stop = {"liked+stars": 1, "price": 2}
+    rows = sum(len(g.splits["train"]) * n for g, n in zip(parts[0].groups, stop.values()))
+    config = TrainConfig(steps=1000, batch_size=12, progress=False, log_every=4)
+
+    def run() -> Any:
+        mixture = MixtureConfig(policy="hardest", round_rows=24, stop=stop)
+        loader = make_loader(*parts, config, mixture)
+        model = build_model(ModelConfig(dim=16, layers=1, heads=2), *parts)
+        seen: list[int] = []
+        judge = partial(_judge, seen)
+        return Trainer(model, loader, config, tmp_path, evaluator=judge).fit(), seen
+
+    result, seen = run()
+    assert (result.stopped, result.step) == ("ended", rows // 12)
+    assert seen == [result.step]
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    assert next(x for x in lines if x.get("event") == "data_ended")["step"] == result.step
+    assert [x["step"] for x in lines if x["kind"] == "train"][-1] == result.step
+    again, seen = run()
+    assert (again.stopped, again.step, again.resumed_from, seen) == (
+        "ended",
+        result.step,
+        result.step,
+        [],
+    )
+
+
+def _judge(seen: list[int], model: Any, step: int) -> dict[str, dict[str, float]]:
+    seen.append(step)
+    return {"liked": {"accuracy": 0.5}}
+
+
+def test_prefetching_changes_no_bit_of_a_run_whose_mixture_learns(
+    parts: Parts, tmp_path: Path
+) -> None:
+    found = [
+        train(parts, tmp_path / str(ahead), "hardest", prefetch=ahead, accumulate=2)[1]
+        for ahead in (0, 1, 5)
+    ]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 @pytest.mark.parametrize("aggregator", [None, "upgrad"])

@@ -185,7 +185,7 @@ def _frame(table: Any, name: str) -> tuple[Any, str]:
         path = Path(table)
         if not path.is_file():
             raise DataError(f"there is no file {path}")
-        readers = {
+        readers: dict[str, Any] = {
             ".csv": pd.read_csv,
             ".tsv": lambda p: pd.read_csv(p, sep="\t"),
             ".parquet": pd.read_parquet,

@@ -66,8 +66,8 @@ def summarise(panel: Panel, parts: list[Any]) -> Scores:
     ]
     total = {"id": "all", "target": "all", "windows": known["origin"].nunique()}
     if rows:
-        of_all = pd.DataFrame(rows).drop(columns=["id", "target", "windows"]).mean()
-        rows.append({**total, **of_all.to_dict()})
+        means = pd.DataFrame(rows).drop(columns=["id", "target", "windows"]).mean()
+        rows.append({**total, **{str(name): value for name, value in means.items()}})
     return Scores(pd.DataFrame(rows), forecasts.drop(columns=["scale"]))
 
 

@@ -175,5 +175,7 @@ def sales_table(horizon: int, days: int = 420, seed: int = 0) -> Any:
         sold[days:] = np.nan
         sold[random.choice(days, 8, replace=False)] = np.nan
         table = pd.DataFrame({"shop": shop, "day": stamps, "y": sold.round(2), "holiday": holiday})
-        parts.append(table.drop(index=random.choice(np.arange(1, days - 1), 10, replace=False)))
+        parts.append(
+            table.drop(index=random.choice(range(1, days - 1), 10, replace=False).tolist())
+        )
     return pd.concat(parts, ignore_index=True)

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,8 @@ from polytask.train.config import TrainConfig
 from polytask.train.reading import ExampleCache, Key, RowReader
 
 Array = npt.NDArray[Any]
+V = TypeVar("V")
+_ENDLESS = 1 << 62  # micro-batches of a loader that no run has planned yet
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,10 @@ class Span:
     tasks: tuple[str, ...]
     first: int
     last: int
+
+
+class DataEnded(Exception):
+    """The mixture has no whole batch left; `batch` raises it on every process alike."""
 
 
 class BatchSource(Protocol):
@@ -64,7 +70,8 @@ class BatchSource(Protocol):
         """What the run is going to ask for; called once, before the first batch."""
 
     def batch(self, index: int) -> tuple[Any, Any]:
-        """Micro-batch number `index` of this process, and the draw it came from."""
+        """Micro-batch number `index` of this process, and the draw it came from; `DataEnded` where
+        a stopping rule that nobody could foresee has ended the data."""
 
     def waits_for_losses(self, index: int) -> bool:
         """Whether `batch(index)` depends on losses that `observe` has not been given yet."""
@@ -176,7 +183,7 @@ class Loader:
         self._pool = ThreadPoolExecutor(1) if prefetch else None
         self._ahead = prefetch
         self._waiting: dict[int, Future[tuple[Any, Draw]]] = {}
-        self.plan([Span((), 0, 1 << 62)])
+        self.plan([Span((), 0, _ENDLESS)])
 
     @property
     def sampler(self) -> MixtureSampler:
@@ -218,6 +225,18 @@ class Loader:
             used[groups] = start + span.last - span.first
             keep = frozenset(ids) if len(ids) < len(self.tasks) else None
             self._spans.append((span, groups, start, keep))
+            self._check_end(span, groups, used[groups])
+
+    def _check_end(self, span: Span, groups: tuple[int, ...], micro_batches: int) -> None:
+        """`ConfigError` where a span is known to need more rows than the mixture has."""
+        total = self._parts[groups].sampler.total_rows
+        if span.last < _ENDLESS and total is not None and micro_batches * self.batch_size > total:
+            of = f" of {', '.join(span.tasks)}" if span.tasks else ""
+            raise ConfigError(
+                f"the stages take {micro_batches * self.batch_size} rows from the mixture{of}, "
+                f"which ends after {total} ('mixture.stop'): plan at most "
+                f"{total // (self.batch_size * self.accumulate)} steps on it, or drop 'stop'"
+            )
 
     def _where(self, index: int) -> tuple[_Part, int, frozenset[int] | None]:
         """The sampler of a micro-batch, the micro-batch's number there, and the tasks to keep."""
@@ -231,6 +250,12 @@ class Loader:
         part, number, _ = self._where(index)
         first, count = rank_rows(number, self.batch_size, self.rank, self.world)
         found = part.sampler.draw(first, count)
+        end = part.sampler.total_rows  # an adaptive policy knows it when it has decided so far
+        if end is not None and (number + 1) * self.batch_size > end:
+            raise DataEnded(
+                f"the mixture ended after {end} rows ('mixture.stop'), before micro-batch "
+                f"{index + 1} of {self.batch_size} rows"
+            )
         return Draw(part.groups[found.group], found.index, found.epoch)
 
     def waits_for_losses(self, index: int) -> bool:
@@ -337,7 +362,15 @@ def make_loader(
         chosen = [names[g] for g in groups]
         some = mixture
         if len(groups) < len(names):
-            some = mixture.model_copy(update={"weights": _only(mixture.weights, chosen)})
+            some = mixture.model_copy(
+                update={
+                    "weights": _only(mixture.weights, chosen),
+                    "sizes": _only(mixture.sizes, chosen),
+                    "stop": _only(mixture.stop, chosen)
+                    if isinstance(mixture.stop, Mapping)
+                    else mixture.stop,
+                }
+            )
         return build_sampler(some, chosen, [sizes[g] for g in groups], train.seed, train.batch_size)
 
     return Loader(
@@ -353,5 +386,5 @@ def make_loader(
     )
 
 
-def _only(weights: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
-    return {name: weight for name, weight in weights.items() if name in names}
+def _only(table: Mapping[str, V], names: Sequence[str]) -> dict[str, V]:
+    return {name: value for name, value in table.items() if name in names}

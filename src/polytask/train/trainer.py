@@ -50,7 +50,7 @@ from polytask.train.gradients import (
 from polytask.train.guard import Guard, find_culprits
 from polytask.train.interrupts import Interrupts
 from polytask.train.jacobian import AggregatedGradients, look_at_conflict
-from polytask.train.loader import BatchSource
+from polytask.train.loader import BatchSource, DataEnded
 from polytask.train.meters import Window
 from polytask.train.optim import AveragedWeights, build_optimizer, clip_, scale_at, set_scale
 from polytask.train.progress import Progress
@@ -66,7 +66,8 @@ Callback = Callable[["Trainer", int], None]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended: `stopped` is 'done', 'early' or 'interrupted'."""
+    """How a run ended: `stopped` is 'done', 'early', 'interrupted', or 'ended' where an adaptive
+    mixture's stopping rule came before the last step."""
 
     step: int
     stopped: str
@@ -148,7 +149,7 @@ class Trainer:
         """What each task has been given so far, over all processes (all have to ask)."""
         return self.window.ledger_of_all()
 
-    # The loop -----------------------------------------------------------------------------------
+    # The loop
 
     def fit(self) -> TrainResult:
         """Train to the end, resuming where the run folder's newest valid checkpoint left off.
@@ -184,7 +185,7 @@ class Trainer:
             if leg.start <= self.step < leg.stop and not self.stopper.stopped:
                 self._enter(leg, resumed)
                 stopped = self._run_stage(leg)
-                if stopped == "interrupted":
+                if stopped in ("interrupted", "ended"):
                     break
         if self.stopper.stopped:
             stopped = "early"
@@ -195,7 +196,10 @@ class Trainer:
     def _run_stage(self, leg: Leg) -> str:
         every = self.config
         while self.step < leg.stop:
-            self._update(leg)
+            try:
+                self._update(leg)
+            except DataEnded as end:
+                return self._end_of_data(end)
             done = self.step = self.step + 1
             if done % every.log_every == 0 or done == leg.stop:
                 self._log()
@@ -250,7 +254,7 @@ class Trainer:
         divisor = one if sums.divisor is None else sums.divisor
         return clip_([g for g in gradients if g is not None], divisor, self.config.clip)
 
-    # Stages -------------------------------------------------------------------------------------
+    # Stages
 
     def _enter(self, leg: Leg, resumed: checkpoints.Checkpoint | None) -> None:
         """Freeze, build the optimiser and gradients, wrap for processes, restore their state."""
@@ -288,7 +292,7 @@ class Trainer:
             return FlatGradients.of(self)
         return AggregatedGradients(self.model, len(self.tasks), self.config, self.distribution)
 
-    # Reading and telling ------------------------------------------------------------------------
+    # Reading and telling
 
     def _log(self) -> None:
         self._handle_bad_steps()
@@ -371,6 +375,14 @@ class Trainer:
                 "Run the same command again to go on."
             )
 
+    def _end_of_data(self, end: DataEnded) -> str:
+        if not self.step:
+            raise ConfigError(str(end)) from end
+        if self.window.terms:
+            self._log()
+        self.journal.event(self.step, "data_ended", told=str(end))
+        return "ended"
+
     def _save(self, leg: Leg) -> None:
         self._handle_bad_steps()
         self._tell_losses()
@@ -382,13 +394,10 @@ class Trainer:
         fresh = not self.store.has(self.step)
         if fresh:
             self._evaluate()
-            self._save(self.legs[-1] if self.step == self.total else self._leg())
+            self._save(next(leg for leg in self.legs if leg.start < self.step <= leg.stop))
         if self.ema is not None:
             self.ema.settle()
         if self.stopper.best_step is not None:
             self.store.load_best(self.model)
         if fresh:
             self.journal.event(self.step, "finished", best_step=self.stopper.best_step)
-
-    def _leg(self) -> Leg:
-        return next(leg for leg in self.legs if leg.start < self.step <= leg.stop)
