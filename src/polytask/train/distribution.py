@@ -8,6 +8,7 @@ Models and losses know nothing of it: the trainer sums what has to be summed. `a
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,9 @@ class Distribution:
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
         self.kind = "one" if self.world == 1 else "ddp"
+        if self.world > 1:
+            # Threads of a group that is still alive abort the interpreter as it goes down.
+            atexit.register(_leave)
         if self.world > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
             if os.environ.get("FSDP_VERSION", "1") != "2":
                 raise ConfigError("FSDP version 1 is not supported; launch with --fsdp_version 2")
@@ -143,3 +147,8 @@ def lost_siblings() -> Iterator[None]:
             f"another process of this run is gone, so this one stops too ({error}). "
             "Start the command again: it resumes from the newest checkpoint."
         ) from error
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
