@@ -34,6 +34,10 @@ class CheckpointError(UserError):
     """A checkpoint is torn, altered, missing a part, or belongs to another configuration."""
 
 
+class MergeError(UserError):
+    """Models, adapters or task vectors cannot be merged as asked."""
+
+
 class NonFiniteError(PolytaskError):
     """A loss or gradient became NaN or infinite; raised before the update touches the weights."""
 
