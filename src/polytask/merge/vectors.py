@@ -161,7 +161,7 @@ class TaskVectors:
             raise MergeError(f"a vector of {sum(sizes)} values is needed, got {vector.shape[-1]}")
         parts = torch.split(vector, sizes, dim=-1)
         return {
-            key: part.reshape(*part.shape[:-1], *delta.shape[1:])
+            key: part.reshape(part.shape[:-1] + delta.shape[1:])
             for (key, delta), part in zip(self.deltas.items(), parts, strict=True)
         }
 
