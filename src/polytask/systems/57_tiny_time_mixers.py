@@ -239,7 +239,7 @@ class TTMSystem:
 
     def budget(self, size: Size) -> Budget:
         """Steps of pretraining, 128 windows each."""
-        return Budget(steps=400 if size == "full" else 2)
+        return Budget(steps=1500 if size == "full" else 2)
 
     def arms(self, size: Size) -> Mapping[str, Arm]:
         smoke = size == "smoke"
