@@ -177,7 +177,7 @@ def test_heads_that_differ_cannot_be_united() -> None:
 
     one = replace(delta({0}, "spam"), dense={"head": torch.zeros(2)})
     two = replace(delta({1}, "topic"), dense={"head": torch.ones(2)})
-    with pytest.raises(MergeError, match="'head'.*differs between the grafts"):
+    with pytest.raises(MergeError, match=r"'head'.*differs between the grafts"):
         union([one, two])
     assert union([one, one]).dense.keys() == {"head"}
 

@@ -170,15 +170,16 @@ def gamma_gradient(
                 f"{tuple(value.shape)}"
                 + ("" if value.requires_grad else " without a gradient (is it under no_grad?)")
             )
-        if not bool(torch.isfinite(value)):
-            raise NonFiniteError(f"learning the mask: the loss of batch {count} is {float(value)}")
+        amount = float(value.detach())
+        if not math.isfinite(amount):
+            raise NonFiniteError(f"learning the mask: the loss of batch {count} is {amount}")
         parts = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
         place = 0
         for part, leaf in zip(parts, leaves.values(), strict=True):
             if part is not None:
                 total[place : place + leaf.numel()] += part.reshape(-1)
             place += leaf.numel()
-        summed, count = summed + float(value), count + 1
+        summed, count = summed + amount, count + 1
         if count >= accumulate:
             break
     if count == 0:
@@ -380,9 +381,7 @@ class _Fit:
             trace = [MaskStep(**step) for step in facts["trace"]]
             key, lr, number = facts["key"], facts["lr"], int(facts["best"])
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{path} cannot be read as a fit's checkpoint: {error}"
-            ) from error
+            raise CheckpointError(f"{path} is no checkpoint of a fit: {error}") from error
         if key != self.key:
             raise CheckpointError(
                 f"{path} belongs to another fit (other models, sparsity or settings): remove it or "
