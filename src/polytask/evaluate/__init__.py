@@ -6,6 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from polytask.evaluate.calibration import (
+        Reliability,
+        SetScore,
+        agreement,
+        compare_on_sets,
+        reliability,
+    )
     from polytask.evaluate.comparison import (
         Comparison,
         TaskGain,
@@ -21,6 +28,11 @@ if TYPE_CHECKING:
     from polytask.evaluate.transfer import TransferMatrix, transfer_matrix
 
 _HOME = {
+    "Reliability": "calibration",
+    "SetScore": "calibration",
+    "agreement": "calibration",
+    "compare_on_sets": "calibration",
+    "reliability": "calibration",
     "Comparison": "comparison",
     "Gap": "forgetting",
     "ScoreMatrix": "forgetting",
@@ -68,6 +80,11 @@ __all__ = [  # noqa: RUF022 - in reading order
     "ScoreMatrix",
     "Gap",
     "stability_gap",
+    "reliability",
+    "Reliability",
+    "agreement",
+    "compare_on_sets",
+    "SetScore",
 ]
 
 

@@ -116,19 +116,19 @@ def _log_loss(prediction: Any, target: Any) -> Floats:
     return with_weight(-np.log(np.clip(at, smallest, 1 - smallest)), known)
 
 
-def _calibration(prediction: Any, target: Any) -> Floats:
-    """(n, 3 * BINS): per confidence bin count, confidence, right."""
+def calibration_sums(prediction: Any, target: Any, bins: int = BINS) -> Floats:
+    """(n, 3 * bins): per example and confidence bin 1, confidence of the top class, right."""
     p, truth = probabilities(prediction), np.asarray(target).astype(np.int64)
     same_length(p, truth)
     n, known = len(p), truth >= 0
     confidence = p.max(1)
     right = (p.argmax(1) == truth).astype(np.float64)
-    where = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
-    out = np.zeros((n, 3, BINS))
+    where = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    out = np.zeros((n, 3, bins))
     index = np.arange(n)[known]
     for k, value in enumerate((np.ones(n), confidence, right)):
         out[index, k, where[known]] = value[known]
-    return out.reshape(n, 3 * BINS)
+    return out.reshape(n, 3 * bins)
 
 
 def _ece(sums: Floats) -> Floats:
@@ -180,7 +180,7 @@ for entry in (
     Metric(
         "ece",
         False,
-        _calibration,
+        calibration_sums,
         _ece,
         about=f"expected calibration error of the top class, {BINS} bins of equal width",
     ),
