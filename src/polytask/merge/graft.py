@@ -4,7 +4,7 @@
     gamma(S) = gamma_b + (1 - 2 gamma_b) sigmoid(S - b),    S real, b = 10, gamma_b the base patch
 
 "Task-Specific Skill Localization in Fine-tuned Language Models" (Panigrahi et al. 2023, arXiv
-2302.06600, section 3). The base patch holds the coordinates that moved most, counted globally over
+2302.06600). The base patch holds the coordinates that moved most, counted globally over
 all tensors that take part; `graft_fit.fit_mask` learns S from there. Buffers (running statistics
 of a norm) are no parameters: a graft keeps the base's.
 """
@@ -136,6 +136,7 @@ class Graft:
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         outside: Outside = "error",
+        claimed: SparseDelta | None = None,
         bias: float = BIAS,
         official: bool = False,
     ) -> Graft:
@@ -154,6 +155,7 @@ class Graft:
             outside: what to do about tensors that changed but do not take part ('error' refuses,
                 since the graft would miss them; 'base' keeps the base's; 'finetuned' copies them
                 whole, for heads), and about tensors that the base lacks.
+            claimed: a region that belongs to earlier tasks: its coordinates count as not moved.
             official: the base patch of the published code (see `top_movement`, `strict`).
 
         Raises:
@@ -207,6 +209,9 @@ class Graft:
             raise MergeError("no tensor that fine-tuning changed is left to graft")
         layout = Layout({key: tuple(base[key].shape) for key in chosen})
         delta = torch.cat([vectors.deltas[key].reshape(-1) for key in layout.shapes])
+        if claimed is not None:
+            delta[_places(claimed, layout)] = 0
+            notes.append(f"{len(claimed):,} coordinates are claimed by {claimed.name}")
         if (sparsity is None) + (count is None) + (gamma_b is None) != 2:
             raise MergeError("give one of sparsity, count and gamma_b")
         if gamma_b is not None:
@@ -282,6 +287,15 @@ class Graft:
 def parameter_names(module: nn.Module) -> tuple[str, ...]:
     """Names of a module's parameters, every name of a tied one included; buffers left out."""
     return tuple(name for name, _ in module.named_parameters(remove_duplicate=False))
+
+
+def _places(claimed: SparseDelta, layout: Layout) -> Tensor:
+    """Coordinates of `claimed` counted in `layout`; those in tensors it lacks are left out."""
+    found = [torch.empty(0, dtype=torch.int64)]
+    for name, _, place in claimed.layout.pieces(claimed.indices):
+        if name in layout.shapes:
+            found.append(place + layout.starts[name])
+    return torch.cat(found)
 
 
 def _check_ties(base: StateDict, finetuned: StateDict) -> None:

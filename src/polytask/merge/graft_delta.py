@@ -363,7 +363,7 @@ def _dense(grafts: Sequence[SparseDelta]) -> dict[str, Tensor]:
 
 
 def overlap(grafts: Sequence[SparseDelta]) -> Tensor:
-    """(K, K) float64, O_ij = |gamma_i and gamma_j| / |gamma_j| (section 5 of the paper).
+    """(K, K) float64, O_ij = |gamma_i and gamma_j| / |gamma_j|, as in the paper.
 
     Column j tells which share of graft j's region the others also have; the diagonal is 1. A graft
     without coordinates gives NaN in its column.

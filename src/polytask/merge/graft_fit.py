@@ -5,7 +5,7 @@
     S    <- S - lr (1 - 2 gamma_b) g sigmoid'(S - b)           # = S - lr dL/dS
     judge the rounded mask on validation rows, keep the best
 
-Panigrahi et al. 2023 (arXiv 2302.06600), section 3 and the authors' code. sigmoid'(-10) is 4.5e-5,
+Panigrahi et al. 2023 (arXiv 2302.06600) and the authors' code. sigmoid'(-10) is 4.5e-5,
 so an lr of 1e-3, or Adam, moves nothing and hands back the base patch; the authors use 1e7. What lr
 is right depends on the size of g, so that by default it is chosen from the first gradient: as many
 coordinates as the base patch has then move by `step_size` or more. From there sigmoid' grows with S
