@@ -101,6 +101,8 @@ class MergeConfig(Config):
     vocabulary: str = "refuse"
     """When tokenizers differ: 'refuse', or align rows by token to the 'base', to the 'union', or to
     the model of this name."""
+    check_base: bool = True
+    """Refuse a model that lies farther from the base than the base from zero."""
     seed: int = Field(default=0, ge=0)
     shard_size: str | int = "5GB"
     out: Path | None = None
@@ -204,6 +206,7 @@ def recipe_of(config: MergeConfig, home: Path = Path()) -> Recipe:
         heads=config.heads,
         dtype=config.dtype,
         vocabulary=config.vocabulary,
+        check_base=config.check_base,
         seed=config.seed,
         shard_bytes=bytes_of(config.shard_size),
         said=config.model_dump(

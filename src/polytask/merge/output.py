@@ -54,7 +54,12 @@ def write(
     progress: Progress | None = None,
     sync_bytes: int = 1 << 28,
 ) -> Path:
-    """Merge into the folder `out`, which appears only when it is complete. See `engine.execute`."""
+    """Merge into the folder `out`, which appears only when it is complete. See `engine.execute`.
+
+    A folder that holds this very merge already is left as it is.
+    """
+    if not overwrite and is_there(plan, out):
+        return out
     return execute(
         plan,
         out,
@@ -83,6 +88,15 @@ def complete(plan: Plan, folder: Path, title: str) -> None:
     files.write_text(folder / "README.md", card(plan, title))
 
 
+def is_there(plan: Plan, out: Path) -> bool:
+    """Whether `out` is the complete result of this plan."""
+    try:
+        found = json.loads((out / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("fingerprint") == plan.fingerprint
+
+
 def record(plan: Plan) -> dict[str, Any]:
     """What merge.json holds: the recipe as resolved, for people and for the report."""
     return {
@@ -99,6 +113,7 @@ def record(plan: Plan) -> dict[str, Any]:
         "copied": [item.name for item in plan.items if item.action == "copy"],
         "aliases": dict(plan.aliases),
         "notes": list(plan.notes),
+        "fingerprint": plan.fingerprint,
     }
 
 

@@ -111,6 +111,7 @@ class Recipe:
         heads: patterns of tensors that stay each model's own.
         dtype: of the result; None: as the base (without one, the first model) has it.
         vocabulary: 'refuse', 'base', 'union' or the name of a model.
+        check_base: refuse models that were not trained from the base.
     """
 
     method: str
@@ -121,6 +122,7 @@ class Recipe:
     heads: tuple[str, ...] = ()
     dtype: str | None = None
     vocabulary: str = "refuse"
+    check_base: bool = True
     seed: int = 0
     shard_bytes: int = 5 * 10**9
     notes: tuple[str, ...] = ()
