@@ -38,6 +38,10 @@ class MergeError(UserError):
     """Models, adapters or task vectors cannot be merged as asked."""
 
 
+class AdaptError(UserError):
+    """Adapters cannot be attached, trained, loaded or folded as asked."""
+
+
 class NonFiniteError(PolytaskError):
     """A loss or gradient became NaN or infinite; raised before the update touches the weights."""
 
