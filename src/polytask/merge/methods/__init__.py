@@ -1,3 +1,7 @@
 """The merging methods, one family a file; importing this package fills the registry `METHODS`."""
 
 from polytask.merge.methods import averages as averages
+from polytask.merge.methods import breadcrumbs as breadcrumbs
+from polytask.merge.methods import drop as drop
+from polytask.merge.methods import spherical as spherical
+from polytask.merge.methods import ties as ties
