@@ -328,6 +328,33 @@ def test_half_precision_models_are_fitted_in_float32(dtype: torch.dtype) -> None
     assert next(model.parameters()).dtype == dtype
 
 
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(7, 5)
+        self.out = nn.Linear(5, 7, bias=False)
+        self.out.weight = self.embed.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        made: Tensor = self.out(self.embed(ids))
+        return made
+
+
+def test_tied_weights_are_one_and_get_the_gradient_of_both_uses() -> None:
+    model, tuned = Tied().double(), Tied().double()
+    with torch.no_grad():
+        tuned.embed.weight += 1
+    base, after = model.state_dict(), tuned.state_dict()
+    graft = Graft.between(base, after, count=5, parameters=parameter_names(model))
+    assert graft.size == 35
+    batch = (torch.tensor([0, 3, 6]), torch.tensor([1, 0, 2]))
+    gradient, _ = gamma_gradient(graft, model, loss, [batch], torch.ones_like(graft.delta))
+    loss(tuned, batch).backward()
+    assert tuned.embed.weight.grad is not None
+    assert torch.allclose(gradient, tuned.embed.weight.grad.reshape(-1))
+
+
 # -- mistakes
 
 

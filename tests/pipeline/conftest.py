@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 GOOD, BAD = ["fine", "great", "lovely", "bright"], ["poor", "awful", "broken", "dull"]
 

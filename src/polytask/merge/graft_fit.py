@@ -134,7 +134,13 @@ def with_state(
     The function may use anything of the model, not only its forward. Dropout is off and running
     statistics stand still.
     """
-    inside = {f"model.{name}": tensor for name, tensor in state.items()}
+    own = {
+        **dict(model.named_buffers(remove_duplicate=False)),
+        **dict(model.named_parameters(remove_duplicate=False)),
+    }
+    # One name of those that are tied stands for all of them.
+    single = {id(own.get(name, name)): name for name in reversed(list(state))}
+    inside = {f"model.{name}": state[name] for name in single.values()}
     training = model.training
     model.eval()
     try:
@@ -207,6 +213,7 @@ def fit_mask(
     config: MaskConfig | None = None,
     *,
     checkpoint: Path | None = None,
+    key: str = "",
     say: Callable[[MaskStep], None] | None = None,
 ) -> FittedMask:
     """Learn which coordinates to graft.
@@ -221,6 +228,7 @@ def fit_mask(
             best mask is chosen by it.
         checkpoint: file that is rewritten after every step; an interrupted fit goes on from there,
             bit by bit as if it had not been interrupted (batches given by step, or all at once).
+        key: what else makes a checkpoint this fit's: a hash of the rows.
         say: told every step.
 
     Raises:
@@ -232,7 +240,7 @@ def fit_mask(
     config = config or MaskConfig()
     _check_model(graft, model)
     limit = graft.asked if config.limit else None
-    run = _Fit(graft, config, checkpoint)
+    run = _Fit(graft, config, checkpoint, key)
     if not run.trace:
         hard = graft.hard(run.scores, limit)
         judged = _judge(graft, model, score, hard) if config.judge_start else None
@@ -294,7 +302,7 @@ def _check_model(graft: Graft, model: nn.Module) -> None:
 class _Fit:
     """Where a fit stands; written after every step when there is a checkpoint."""
 
-    def __init__(self, graft: Graft, config: MaskConfig, path: Path | None) -> None:
+    def __init__(self, graft: Graft, config: MaskConfig, path: Path | None, key: str) -> None:
         self.graft, self.config, self.path = graft, config, path
         self.trace: list[MaskStep] = []
         self.lr: float | None = None
@@ -304,7 +312,7 @@ class _Fit:
             drawn = torch.rand(graft.size, generator=generator, dtype=graft.delta.dtype)
             self.scores = drawn.to(graft.delta)
         self.best_scores, self.best = self.scores, -1
-        self.key = "" if path is None else self._key()
+        self.key = "" if path is None else self._key(key)
         if path is not None and path.is_file():
             self._load(path)
 
@@ -348,12 +356,12 @@ class _Fit:
         mask = self.graft.hard(self.best_scores, limit)
         return FittedMask(mask, self.best_scores, self.best, float(self.lr or 0), tuple(self.trace))
 
-    def _key(self) -> str:
+    def _key(self, key: str) -> str:
         """What makes a checkpoint this fit's: settings (but for the number of steps) and graft."""
         digest = hashlib.blake2b(digest_size=8)
         settings = self.config.model_dump(exclude={"steps"})
         shapes = self.graft.layout.shapes
-        digest.update(json.dumps([settings, self.graft.bias, shapes], sort_keys=True).encode())
+        digest.update(json.dumps([settings, self.graft.bias, shapes, key], sort_keys=True).encode())
         for vector in (self.graft.delta, self.graft.gamma_b):
             digest.update(vector.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
@@ -384,8 +392,8 @@ class _Fit:
             raise CheckpointError(f"{path} is no checkpoint of a fit: {error}") from error
         if key != self.key:
             raise CheckpointError(
-                f"{path} belongs to another fit (other models, sparsity or settings): remove it or "
-                "choose another file"
+                f"{path} belongs to another fit (other models, data, sparsity or settings): remove "
+                "it or choose another file"
             )
         if len(trace) > self.config.steps + 1:
             raise CheckpointError(
