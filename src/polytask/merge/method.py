@@ -143,6 +143,20 @@ class Method(Config):
         for field in self.per_model:
             self.values(field, count)
 
+    def identity(self: M, count: int) -> M | None:
+        """This method with the parameters under which `count` equal models give that model back.
+
+        None if there are none, because contracting is what the method does. By default lists are
+        cut to `count` and everything else stays; a method whose weights need not add up to one, or
+        that drops entries, returns a form that does not. See `polytask.merge.identity`.
+        """
+        cut = {
+            key: (getattr(self, key) * count)[:count]
+            for key in self.per_model
+            if isinstance(getattr(self, key), tuple)
+        }
+        return self.model_copy(update=cut)
+
     def measure(
         self, number: int, models: Tensor, base: Tensor | None, where: TensorInfo, state: State
     ) -> Any:

@@ -3,5 +3,7 @@
 from polytask.merge.methods import averages as averages
 from polytask.merge.methods import breadcrumbs as breadcrumbs
 from polytask.merge.methods import drop as drop
+from polytask.merge.methods import informed as informed
+from polytask.merge.methods import pcb as pcb
 from polytask.merge.methods import spherical as spherical
 from polytask.merge.methods import ties as ties

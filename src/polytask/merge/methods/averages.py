@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from polytask.errors import ConfigError
@@ -19,6 +20,8 @@ from polytask.merge.method import (
     weighted_sum,
 )
 
+Base = Literal["needed", "used", "ignored"]
+
 
 def share_out(values: Sequence[float], title: str) -> list[float]:
     """Weights divided by their sum; `ConfigError` if that is zero."""
@@ -31,12 +34,20 @@ def share_out(values: Sequence[float], title: str) -> list[float]:
     return [value / total for value in values]
 
 
+def positive(values: Sequence[float], title: str) -> None:
+    """`ConfigError` for weights that are negative or all zero."""
+    if min(values) < 0 or max(values) == 0:
+        raise ConfigError(
+            f"{title}: weights must not be negative, nor all zero, got {list(values)}"
+        )
+
+
 @METHODS.register("average")
 class Average(Method):
     """theta = (1/K) sum_k theta_k ("Model soups", Wortsman et al. 2022, arXiv 2203.05482)."""
 
     title: ClassVar[str] = "Average"
-    base: ClassVar[Literal["needed", "used", "ignored"]] = "ignored"
+    base: ClassVar[Base] = "ignored"
 
     @property
     def elementwise(self) -> bool:
@@ -62,7 +73,7 @@ class Linear(Method):
     """
 
     title: ClassVar[str] = "Linear"
-    base: ClassVar[Literal["needed", "used", "ignored"]] = "ignored"
+    base: ClassVar[Base] = "ignored"
     per_model: ClassVar[tuple[str, ...]] = ("weight",)
 
     weight: Weights = 1.0
@@ -76,6 +87,11 @@ class Linear(Method):
         super().check(count, has_base)
         if self.normalize:
             share_out(self.values("weight", count), self.title)
+
+    def identity(self, count: int) -> Linear | None:
+        if self.normalize:
+            return super().identity(count)
+        return self.model_copy(update={"weight": 1 / count})
 
     def merge(
         self,
@@ -115,6 +131,10 @@ class TaskArithmetic(Method):
         if self.normalize:
             share_out(self.values("weight", count), self.title)
 
+    def identity(self, count: int) -> TaskArithmetic | None:
+        weight = 1.0 if self.normalize else 1 / count
+        return self.model_copy(update={"weight": weight, "scale": 1.0})
+
     def merge(
         self,
         models: Tensor,
@@ -129,3 +149,97 @@ class TaskArithmetic(Method):
         origin = required(base)
         deltas = models.sub_(origin)
         return weighted_sum(deltas, [self.scale * value for value in values]).add_(origin)
+
+
+@METHODS.register("ema")
+class EMA(Method):
+    """Exponential moving average of checkpoints in the order of training:
+    m_1 = theta_1, m_k = decay m_(k-1) + (1 - decay) theta_k.
+
+    In closed form theta_k has weight (1 - decay) decay^(K-k), and the first decay^(K-1): a
+    weighted sum like any other, so that the checkpoints of a finished run can be averaged with
+    several decays without training again (Polyak & Ruppert's averaging with a horizon).
+    """
+
+    title: ClassVar[str] = "EMA"
+    base: ClassVar[Base] = "ignored"
+
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
+
+    @property
+    def elementwise(self) -> bool:
+        return True
+
+    def merge(
+        self,
+        models: Tensor,
+        base: Tensor | None,
+        where: TensorInfo,
+        state: State,
+        extra: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        return weighted_sum(models, ema_weights(len(models), self.decay))
+
+
+def ema_weights(count: int, decay: float) -> list[float]:
+    """Weights of an exponential moving average of `count` checkpoints, oldest first; sum 1."""
+    newer = [(1 - decay) * decay ** (count - k) for k in range(2, count + 1)]
+    return [decay ** (count - 1), *newer]
+
+
+@METHODS.register("ratatouille")
+class Ratatouille(Method):
+    """Average of averages: checkpoints of one training first, then the trainings with equal weight
+    ("Model Ratatouille", Rame et al. 2023, arXiv 2212.10445: fine-tunings that start from
+    different auxiliary tasks' weights are averaged).
+
+    `runs` has the training that each model belongs to, by any names; without it every model is a
+    training of its own (the paper's uniform form). `inside` averages a training's checkpoints
+    plainly ('mean') or as an `ema` with `decay`, in the order given. A training counts once
+    however many checkpoints it left.
+    """
+
+    title: ClassVar[str] = "Model ratatouille"
+    base: ClassVar[Base] = "ignored"
+
+    runs: tuple[str, ...] | None = None
+    inside: Literal["mean", "ema"] = "mean"
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
+
+    @property
+    def elementwise(self) -> bool:
+        return True
+
+    def check(self, count: int, has_base: bool) -> None:
+        super().check(count, has_base)
+        if self.runs is not None and len(self.runs) != count:
+            raise ConfigError(
+                f"{self.title}: 'runs' names the training of each model; it has "
+                f"{len(self.runs)} names for {count} models"
+            )
+
+    def identity(self, count: int) -> Ratatouille | None:
+        runs = self.runs if self.runs is None or len(self.runs) == count else None
+        return self.model_copy(update={"runs": runs})
+
+    def weights(self, count: int) -> list[float]:
+        """(K,) weights that add up to one."""
+        runs = self.runs or tuple(str(number) for number in range(count))
+        found = [0.0] * count
+        for run in set(runs):
+            places = [place for place, name in enumerate(runs) if name == run]
+            size = len(places)
+            shares = ema_weights(size, self.decay) if self.inside == "ema" else [1 / size] * size
+            for place, share in zip(places, shares, strict=True):
+                found[place] = share / len(set(runs))
+        return found
+
+    def merge(
+        self,
+        models: Tensor,
+        base: Tensor | None,
+        where: TensorInfo,
+        state: State,
+        extra: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        return weighted_sum(models, self.weights(len(models)))

@@ -90,6 +90,12 @@ class Thinned(Method):
                 "'counts' or 'none'"
             )
 
+    def identity(self, count: int) -> Thinned | None:
+        divided = self.normalize if self.vote is None else self.vote.divide != "none"
+        whole = {"weight": 1.0 if divided else 1 / count, "density": 1.0, "scale": 1.0}
+        cut = super().identity(count)
+        return None if cut is None else cut.model_copy(update=whole)
+
     def thinned(self, deltas: Tensor, where: TensorInfo, state: State) -> Tensor:
         """(K, *shape) the sparse task vectors, in the memory of `deltas`."""
         raise NotImplementedError

@@ -27,7 +27,7 @@ from polytask.merge.method import (
     Weights,
     required,
 )
-from polytask.merge.methods.averages import share_out
+from polytask.merge.methods.averages import positive, share_out
 
 Vectors = Literal["tensor", "rows", "columns"]
 Base = Literal["needed", "used", "ignored"]
@@ -184,7 +184,7 @@ class Karcher(Method):
 
     def check(self, count: int, has_base: bool) -> None:
         super().check(count, has_base)
-        _positive(self.values("weight", count), self.title)
+        positive(self.values("weight", count), self.title)
 
     def merge(
         self,
@@ -253,6 +253,11 @@ class MultiSlerp(Method):
         super().check(count, has_base)
         if self.normalize:
             share_out(self.values("weight", count), self.title)
+
+    def identity(self, count: int) -> MultiSlerp | None:
+        if self.normalize:
+            return super().identity(count)
+        return self.model_copy(update={"weight": 1 / count})
 
     def merge(
         self,
@@ -332,8 +337,3 @@ class ModelStock(Method):
 def _norm(c_RK: Tensor, cosines_RKK: Tensor) -> Tensor:
     """(R, 1) length of sum_k c_k u_k."""
     return torch.einsum("rj,rjk,rk->r", c_RK, cosines_RKK, c_RK).clamp(min=0).sqrt()[:, None]
-
-
-def _positive(values: Sequence[float], title: str) -> None:
-    if min(values) < 0 or max(values) == 0:
-        raise MergeError(f"{title}: weights must not be negative or all zero, got {list(values)}")
