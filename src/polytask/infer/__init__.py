@@ -1,4 +1,4 @@
-"""Use it: predict with a trained run, forecast series; names load on first use."""
+"""Use it: predict with a trained run, forecast series, fuse logits; names load on first use."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from polytask.infer.forecaster import Forecaster
+    from polytask.infer.fusion import fuse_step
+    from polytask.infer.fusion_model import Fusion
 
-_HOME = {"Forecaster": "forecaster"}
-__all__ = ["Forecaster"]
+_HOME = {"Forecaster": "forecaster", "Fusion": "fusion_model", "fuse_step": "fusion"}
+__all__ = ["Forecaster", "Fusion", "fuse_step"]
 
 
 def __getattr__(name: str) -> Any:

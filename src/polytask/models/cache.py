@@ -52,6 +52,14 @@ class KVCache:
         self.length = self.length + (new if valid is None else valid)
         self.width += new
 
+    def select(self, rows: Tensor) -> None:
+        """Keep some rows (int64), in that order; a row may be taken twice."""
+        self.keys = [k.index_select(0, rows) for k in self.keys]
+        self.values = [v.index_select(0, rows) for v in self.values]
+        self.memory = [(k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.memory]
+        if self.length is not None:
+            self.length = self.length.index_select(0, rows)
+
     def _put(self, store: Tensor, new_SKNE: Tensor, end: int) -> Tensor:
         capacity = store.shape[2] if store.dim() == 4 else 0
         if end > capacity:

@@ -44,6 +44,13 @@ class HubCache:
         self.length = self.length + added
         return position
 
+    def select(self, rows: Tensor) -> None:
+        """Keep some rows (int64), in that order."""
+        if self.length is not None and self.valid is not None:
+            self.inner.batch_select_indices(rows)
+            self.length = self.length.index_select(0, rows)
+            self.valid = self.valid.index_select(0, rows)
+
 
 class HubTrunk(nn.Module):
     """Wraps a model; called like `Transformer` (without a routing hook)."""
