@@ -93,6 +93,7 @@ def build(home: Path, steps: int, say: Callable[[str], None] = print) -> None:
         return BertConfig(
             vocab_size=len(words),
             intermediate_size=128,
+            initializer_range=0.1,
             id2label=names,
             label2id={name: i for i, name in names.items()},
             **size,

@@ -50,7 +50,12 @@ class ModelEntry(Config):
 
 
 class TensorRule(Config):
-    """Other parameters for tensors whose name matches; the last rule that matches counts."""
+    """Other parameters for tensors whose name matches (* and ? in `match`).
+
+    The last rule that matches counts, before what a model's entry says. A per-model parameter is
+    one value for all or a list with one each; `{layers: [a, b]}` runs from the first layer to the
+    last.
+    """
 
     match: str
     parameters: dict[str, Any]

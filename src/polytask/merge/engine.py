@@ -322,7 +322,7 @@ class _Run:
             if not math.isfinite(float(row.sum())):  # far cheaper than asking each element
                 check_finite(row, key, source.name)
         shape = item.shape if item.whole else (count,)
-        models = room[: len(item.models)].view(-1, *shape)
+        models = room[: len(item.models)].view(len(item.models), *shape)
         return models, room[-1].view(shape) if item.base else None
 
     def _room(self, count: int, dtype: torch.dtype, whole: bool) -> Tensor:

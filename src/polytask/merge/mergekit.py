@@ -326,8 +326,10 @@ class _Reader:
             if key == "int8_mask":
                 continue  # how mergekit stores its masks; the result is the same
             if key not in names:
-                known = f"{place}: '{self.name}' has no parameter '{key}'."
-                raise self._fault(known + suggestion(str(key), names).removeprefix("."))
+                raise self._fault(
+                    f"{place}: '{self.name}' has no parameter '{key}'."
+                    f"{suggestion(str(key), names)}"
+                )
             found[names[key]] = self._setting(value, f"{place}.{key}")
         return found
 

@@ -156,15 +156,15 @@ def scale_curves(compared: Mapping[str, Any], folder: Path) -> Picture | None:
             ax.plot(scales, mean, color=INK, lw=2.6, label="mean of tasks")
         ax.axvline(1, color=SOFT, lw=0.9)
         ax.annotate(
-            "the merge", (1, 0.02), xycoords=("data", "axes fraction"), xytext=(4, 0),
+            "the merge", (1, 0.95), xycoords=("data", "axes fraction"), xytext=(4, 0),
             textcoords="offset points", fontsize=8.5, color=SOFT,
         )  # fmt: skip
         ax.set_xlabel("scale s of base + s (merge − base)")
         ax.set_ylabel(metrics.pop().replace("_", " ") if len(metrics) == 1 else "metric")
         ax.legend(ncols=min(4, len(tasks) + 1), loc="lower left", bbox_to_anchor=(0, 1))
         caption = (
-            "What the strength of the merge does to every task. A top left of 1 says that the "
-            "merge goes too far, right of it that it does not go far enough; on test rows this is "
+            "What the strength of the merge does to every task. A peak left of 1 says that the "
+            "merge goes too far, one right of it that it stops short; on test rows this is "
             "a look, not a way to choose."
         )
         return finish(figure, folder, "scales", "Metric against scale", caption)
