@@ -26,8 +26,7 @@ def llama(seed: int = 0, layers: int = 3, **more: Any) -> nn.Module:
     config = LlamaConfig(
         num_hidden_layers=layers,
         num_key_value_heads=2,
-        vocab_size=40,
-        **{**size, "tie_word_embeddings": False, **more},
+        **{**size, "vocab_size": 40, "tie_word_embeddings": False, **more},
     )
     return LlamaForCausalLM(config).eval()
 
