@@ -82,13 +82,13 @@ def _statements(node: ast.AST) -> Iterator[ast.AST]:
             yield from _statements(child)
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def python_files(folder: Path) -> Iterator[Path]:
     """Python files below a folder, sorted, without the parts that are left out."""
     for path in sorted(folder.iterdir()):
         if path.name.removesuffix(".py") in SKIPPED:
             continue
         if path.is_dir():
-            yield from _files(path)
+            yield from python_files(path)
         elif path.suffix == ".py":
             yield path
 
@@ -103,7 +103,7 @@ def standard_library(located: Located) -> tuple[tuple[Function, str], ...]:
     linked = Linked()
     kept: list[Function] = []
     docstrings: set[str] = set()
-    for path in _files(located.root):
+    for path in python_files(located.root):
         relative = path.relative_to(located.root)
         parts = [part for part in relative.with_suffix("").parts if part != "__init__"]
         for function in read_functions(path, ".".join(parts)):

@@ -38,7 +38,10 @@ class Spec:
 SPECS: Mapping[str, Spec] = {
     "languages": Spec("django-language", "text", "language"),
     "library": Spec("code-area", "docstring", "area"),
+    "code": Spec("code-text", "text", "kind"),
+    "emoji": Spec("emoji-group", "name", "group"),
     "diagnoses": Spec("icd10-chapter", "diagnosis", "chapter"),
+    "phenotypes": Spec("phenotype-system", "name", "system"),
 }
 
 
