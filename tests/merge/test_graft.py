@@ -197,6 +197,15 @@ def test_a_head_that_the_base_lacks_is_taken_whole_only_when_asked() -> None:
     assert torch.equal(graft.state(torch.zeros(graft.size))["head.weight"], torch.ones(2, 2))
 
 
+def test_a_smaller_patch_leaves_room_to_grow() -> None:
+    graft = Graft.between(*pair(), count=8, patch=0.25)
+    assert int(graft.gamma_b.sum()) == 2
+    assert int(graft.movement().sum()) == graft.asked == 8
+    assert graft.movement()[graft.gamma_b].all()
+    with pytest.raises(MergeError, match="patch = 0 is not a share"):
+        Graft.between(*pair(), count=8, patch=0)
+
+
 def test_mistakes_are_named() -> None:
     base, tuned = pair()
     with pytest.raises(MergeError, match=r"smallest usable sparsity is 0.0556"):

@@ -105,7 +105,7 @@ def test_mistakes_are_named() -> None:
     [
         ("bert.encoder.layer.3.output.dense.bias", (3, "output.dense")),
         ("head.weight", (None, "head")),
-        ("0.weight", (0, "weight")),
+        ("0.weight", (0, "module")),
         ("blocks.11.weight", (11, "blocks")),
         ("scale", (None, "scale")),
     ],

@@ -224,6 +224,21 @@ def test_without_a_cap_a_coordinate_saturates() -> None:
     assert max(step.moved for step in seen) > 100
 
 
+def test_bits_beyond_the_limit_are_switched_off_again() -> None:
+    """So that the next gradient is taken where the mask that is judged stands."""
+    model = net()
+    graft = graft_of(model, count=6, patch=0.5)
+    assert int(graft.gamma_b.sum()) == 3
+    seen: list[MaskStep] = []
+    config = MaskConfig(steps=8, step_size=6.0)
+    found = fit_mask(graft, model, loss, rows(), score, config, say=seen.append)
+    assert seen[0].count == 6  # those that moved most are the first candidate
+    assert max(step.count for step in seen[1:]) == 6  # grown to the limit, not beyond
+    assert int(graft.hard(found.scores).sum()) <= 6
+    free = fit_mask(graft, model, loss, rows(), score, config.model_copy(update={"limit": False}))
+    assert max(step.count for step in free.trace) > 6
+
+
 def test_the_best_step_is_kept_and_the_base_patch_is_a_candidate() -> None:
     model = net()
     graft = graft_of(model)

@@ -131,6 +131,7 @@ class Graft:
         sparsity: float | None = None,
         *,
         count: int | None = None,
+        patch: float = 1.0,
         gamma_b: Tensor | None = None,
         parameters: Sequence[str] | None = None,
         include: Sequence[str] = (),
@@ -146,8 +147,9 @@ class Graft:
         not counted, tied ones once.
 
         Args:
-            sparsity: share s / D of coordinates in the base patch; or `count`, s itself; or
-                `gamma_b`, (D,) bool, a patch of one's own.
+            sparsity: share s / D of coordinates to keep; or `count`, s itself; or `gamma_b`,
+                (D,) bool, a base patch of one's own.
+            patch: share of s in the base patch; below 1 the mask has room to grow (the paper: 1).
             parameters: names of the model's parameters (`parameter_names`); other tensors are
                 buffers, keep the base's values and are named in `notes`. None: all tensors with
                 floating-point numbers are taken for parameters.
@@ -217,19 +219,28 @@ class Graft:
         if gamma_b is not None:
             return cls(base, layout, delta, gamma_b, bias, int(gamma_b.sum()), dense, tuple(notes))
         asked = count_of(sparsity, layout.size) if sparsity is not None else int(count or 0)
-        patch = top_movement(delta, asked, strict=official)
-        achieved = int(patch.sum())
-        if achieved < asked:
+        if not 0 < patch <= 1:
+            raise MergeError(f"patch = {patch:g} is not a share in (0, 1]")
+        wanted = max(1, int(patch * asked))
+        top = top_movement(delta, wanted, strict=official)
+        achieved = int(top.sum())
+        if achieved < wanted:
             notes.append(
-                f"{asked:,} coordinates were asked for, {achieved:,} are in the base patch"
+                f"{wanted:,} coordinates were asked for, {achieved:,} are in the base patch"
                 + (" (strictly above the threshold)" if official else ": no others moved")
             )
-        return cls(base, layout, delta, patch, bias, asked, dense, tuple(notes))
+        return cls(base, layout, delta, top, bias, asked, dense, tuple(notes))
 
     @property
     def size(self) -> int:
         """D, the denominator."""
         return self.layout.size
+
+    def movement(self) -> Tensor:
+        """(D,) bool: the `asked` coordinates that moved most; the base patch if it is as large."""
+        if int(self.gamma_b.sum()) == self.asked:
+            return self.gamma_b
+        return top_movement(self.delta, self.asked)
 
     def sign(self) -> Tensor:
         """(D,) 1 - 2 gamma_b: +1 where a larger S adds the coordinate, -1 where it removes it."""

@@ -11,6 +11,11 @@ is right depends on the size of g, so that by default it is chosen from the firs
 coordinates as the base patch has then move by `step_size` or more. From there sigmoid' grows with S
 up to 0.25: without a cap a coordinate that comes close to b jumps by thousands in one step,
 saturates and never moves again.
+
+Learning adds more bits than it removes. The paper bounds |gamma|_0 by s, its code enforces nothing;
+here, with `limit`, bits beyond s are switched off again after the step, those of least gamma first,
+so that the next gradient is taken where the rounded mask is. A base patch of s coordinates leaves no
+room to add: give `Graft.between` a smaller `patch`.
 """
 
 from __future__ import annotations
@@ -43,18 +48,18 @@ class MaskConfig(Config):
     """How a mask is learned.
 
     `MaskConfig.official()` is the published trainer: S from U(0, 1), lr 1e7, no cap, no limit on
-    the bits, the base patch itself not judged. Its score is training plus validation accuracy:
+    the bits, the start not judged. Its score is training plus validation accuracy:
     pass such a `score`. (Reloading a mask it saved is left out: that path of the code rounds
     sigmoid(S - b) without the base patch.)
     """
 
     steps: PositiveInt = 20
     lr: PositiveFloat | None = None  # None: from the first gradient and step_size
-    step_size: PositiveFloat = 5.0  # in S; the first steps should be of order 1 to 10
+    step_size: PositiveFloat = 1.0  # in S; the first steps should be of order 1 to 10
     cap: PositiveFloat | None = BIAS  # most that a coordinate of S moves in one step
     accumulate: PositiveInt = 128  # batches in a step, at most
     limit: bool = True  # never more bits than were asked for (|gamma|_0 <= s)
-    judge_start: bool = True  # the base patch is a candidate too
+    judge_start: bool = True  # the coordinates that moved most are a candidate too
     uniform_start: bool = False  # S from U(0, 1) instead of 0
     seed: int = Field(0, ge=0)
 
@@ -96,8 +101,8 @@ class FittedMask:
 
     Attributes:
         mask: (D,) bool, the best by validation score; of equal scores the earliest.
-        scores: (D,) S of that step.
-        best: its step; 0 is the base patch itself.
+        scores: (D,) S of the last step.
+        best: the step of `mask`; 0 is where it starts, the coordinates that moved most.
         lr: the factor of the gradient that was used.
         trace: every step, from step 0 on.
     """
@@ -242,7 +247,7 @@ def fit_mask(
     limit = graft.asked if config.limit else None
     run = _Fit(graft, config, checkpoint, key)
     if not run.trace:
-        hard = graft.hard(run.scores, limit)
+        hard = graft.movement()
         judged = _judge(graft, model, score, hard) if config.judge_start else None
         run.add(hard, None, 0.0, judged, say)
     for step in range(len(run.trace), config.steps + 1):
@@ -257,6 +262,8 @@ def fit_mask(
             change.clamp_(-config.cap, config.cap)
         run.scores = run.scores - change
         hard = graft.hard(run.scores, limit)
+        over = graft.hard(run.scores) & ~hard
+        run.scores = torch.where(over, graft.bias * (1 - graft.sign()), run.scores)  # gamma = 0
         judged = _judge(graft, model, score, hard)
         run.add(hard, value, float(change.abs().max()), judged, say)
     return run.result()
@@ -311,7 +318,7 @@ class _Fit:
             generator = rng.torch_generator(config.seed, "mask scores")
             drawn = torch.rand(graft.size, generator=generator, dtype=graft.delta.dtype)
             self.scores = drawn.to(graft.delta)
-        self.best_scores, self.best = self.scores, -1
+        self.best_mask, self.best = graft.gamma_b, -1
         self.key = "" if path is None else self._key(key)
         if path is not None and path.is_file():
             self._load(path)
@@ -337,7 +344,7 @@ class _Fit:
         )
         best = self.trace[self.best].score if self.best >= 0 else None
         if score is not None and (best is None or score > best):
-            self.best, self.best_scores = step.step, self.scores
+            self.best, self.best_mask = step.step, hard
         self.trace.append(step)
         if self.path is not None:
             self._save(self.path)
@@ -352,9 +359,8 @@ class _Fit:
                 f"the {self.graft.bias:g} it must travel, so the result would be the base patch. "
                 f"Use more steps or a larger lr (it was {self.lr:.3g})"
             )
-        limit = self.graft.asked if self.config.limit else None
-        mask = self.graft.hard(self.best_scores, limit)
-        return FittedMask(mask, self.best_scores, self.best, float(self.lr or 0), tuple(self.trace))
+        lr = float(self.lr or 0)
+        return FittedMask(self.best_mask, self.scores, self.best, lr, tuple(self.trace))
 
     def _key(self, key: str) -> str:
         """What makes a checkpoint this fit's: settings (but for the number of steps) and graft."""
@@ -369,7 +375,7 @@ class _Fit:
     def _save(self, path: Path) -> None:
         from safetensors.torch import save_file
 
-        tensors = {"scores": self.scores.cpu(), "best_scores": self.best_scores.cpu().clone()}
+        tensors = {"scores": self.scores.cpu(), "mask": self.best_mask.cpu()}
         facts = {
             "key": self.key,
             "lr": self.lr,
@@ -385,7 +391,7 @@ class _Fit:
         try:
             with safe_open(path, framework="pt") as handle:  # type: ignore[no-untyped-call]
                 facts = json.loads((handle.metadata() or {})["fit"])
-                scores, best = handle.get_tensor("scores"), handle.get_tensor("best_scores")
+                scores, mask = handle.get_tensor("scores"), handle.get_tensor("mask")
             trace = [MaskStep(**step) for step in facts["trace"]]
             key, lr, number = facts["key"], facts["lr"], int(facts["best"])
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
@@ -399,5 +405,5 @@ class _Fit:
             raise CheckpointError(
                 f"{path} holds {len(trace) - 1} steps, more than the {self.config.steps} asked for"
             )
-        self.scores, self.best_scores = scores.to(self.scores), best.to(self.scores)
+        self.scores, self.best_mask = scores.to(self.scores), mask.to(self.best_mask)
         self.trace, self.lr, self.best = trace, lr, number

@@ -35,7 +35,7 @@ def place_of(name: str) -> tuple[int | None, str]:
     if found is None:
         return None, stem
     rest = stem[found.end() :]
-    return int(found[1]), rest or stem[: found.start()] or parts[-1]
+    return int(found[1]), rest or stem[: found.start()] or "module"
 
 
 def bits_by_module(graft: SparseDelta) -> list[ModuleBits]:

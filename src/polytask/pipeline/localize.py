@@ -92,6 +92,7 @@ def localize(
         task.base,
         task.finetuned,
         config.sparsity,
+        patch=1.0 if config.official else config.patch,
         parameters=parameter_names(task.model),
         include=config.include,
         exclude=config.exclude,
@@ -102,13 +103,13 @@ def localize(
     tell(f"{graft.asked:,} of {graft.size:,} parameters in {len(graft.layout.shapes)} tensors")
     folder.mkdir(parents=True, exist_ok=True)
     with files.locked(folder):
-        mask: Tensor = graft.gamma_b
+        mask: Tensor = graft.movement()
         trace: tuple[MaskStep, ...] = ()
         if config.steps:
             mask, trace = _learn(graft, task, sets, folder / "mask.safetensors", tell)
         dtype = getattr(torch, config.values)
         kept = graft.sparse(mask, config.name).to(dtype)
-        moved = graft.sparse(graft.gamma_b, "movement").to(dtype)
+        moved = graft.sparse(graft.movement(), "movement").to(dtype)
         scores, diagrams = _judge(task, sets, graft, kept, moved)
         model_config: Any = task.model.config
         facts = {

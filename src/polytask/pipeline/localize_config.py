@@ -45,6 +45,8 @@ class LocalizeConfig(Config):
     seed: int = Field(default=0, ge=0)
     sparsity: float = Field(default=1e-4, gt=0, le=1)
     """Share of the parameters that fine-tuning changed."""
+    patch: float = Field(default=0.25, gt=0, le=1)
+    """Share of the kept parameters that the base patch starts with; the mask grows from there."""
     steps: int = Field(default=20, ge=0)
     """Steps of mask learning; 0 takes the parameters that moved most."""
     mask: MaskConfig = MaskConfig()
