@@ -30,6 +30,7 @@ def merge(
     overwrite: bool = typer.Option(False, help="Replace a folder that exists."),
     workers: int | None = typer.Option(None, min=1, help="Tensors in work at once."),
     memory: str | None = typer.Option(None, help="For tensors in work together, as in 2GB."),
+    report: bool = typer.Option(True, help="Write the page with the pictures."),
     as_json: bool = typer.Option(False, "--json", help="Print what was done as JSON."),
 ) -> None:
     """Merge models that were trained apart from one base.
@@ -76,9 +77,11 @@ def merge(
             progress=advance,
         )
         compared = merging.compare(plan, folder, judges, settings, say) if compare else None
-        page = merging.report(plan, folder, compared, say)
+        page = merging.report(plan, folder, compared, say) if report else None
     if as_json:
-        told = {"folder": str(folder), "report": str(page), "notes": notes, **_summary(plan)}
+        told: dict[str, Any] = {"folder": str(folder), "notes": notes}
+        told["report"] = None if page is None else str(page)
+        told |= _summary(plan)
         if compared is not None:
             told["compare"] = compared.to_dict()
         print(json.dumps(told))
@@ -86,7 +89,8 @@ def merge(
     if compared is not None:
         _show_scores(compared)
     _say(f"wrote {folder} ({plan.size / 1e6:,.0f} MB)")
-    _say(f"[bold]Look at[/bold] {page}")
+    if page is not None:
+        _say(f"[bold]Look at[/bold] {page}")
 
 
 def _scales(text: str) -> tuple[float, ...]:
