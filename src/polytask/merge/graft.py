@@ -257,7 +257,8 @@ class Graft:
         The paper bounds |gamma|_0 by s, the published code does not enforce it (limit=None). gamma
         saturates, so it is its logit (1 - 2 gamma_b)(S - b) that ranks; of ties the first.
         """
-        logits = self.sign() * (scores - self.bias)
+        pushed = scores - self.bias
+        logits = torch.where(self.gamma_b, -pushed, pushed)
         mask = logits > 0  # torch.round takes a gamma of exactly 1/2 to 0
         over = int(mask.sum()) - (self.size if limit is None else limit)
         if over > 0:

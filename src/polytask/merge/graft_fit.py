@@ -14,8 +14,8 @@ saturates and never moves again.
 
 Learning adds more bits than it removes. The paper bounds |gamma|_0 by s, its code enforces nothing;
 here, with `limit`, bits beyond s are switched off again after the step, those of least gamma first,
-so that the next gradient is taken where the rounded mask is. A base patch of s coordinates leaves no
-room to add: give `Graft.between` a smaller `patch`.
+so that the next gradient is taken where the rounded mask is. A base patch of s coordinates leaves
+no room to add: give `Graft.between` a smaller `patch`.
 """
 
 from __future__ import annotations
@@ -263,7 +263,8 @@ def fit_mask(
         run.scores = run.scores - change
         hard = graft.hard(run.scores, limit)
         over = graft.hard(run.scores) & ~hard
-        run.scores = torch.where(over, graft.bias * (1 - graft.sign()), run.scores)  # gamma = 0
+        off = torch.where(graft.gamma_b, 2 * graft.bias, 0.0).to(run.scores)
+        run.scores = torch.where(over, off, run.scores)
         judged = _judge(graft, model, score, hard)
         run.add(hard, value, float(change.abs().max()), judged, say)
     return run.result()

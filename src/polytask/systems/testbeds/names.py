@@ -40,7 +40,7 @@ class Setting:
     pool: tuple[tuple[str, int], ...]  # texts a seed draws from, by split
     train: int  # labelled texts of an expert
     valid: int  # labelled texts on which a scale may be tuned
-    steps: int = 150
+    steps: int = 100
     batch: int = 32
     lr: float = 2e-4
 
@@ -149,13 +149,18 @@ def population(seed: int, smoke: bool = False) -> Population:
 
 @functools.lru_cache(maxsize=2)
 def _population(seed: int, setting: Setting) -> Population:
+    bed = untrained(seed, setting)
+    experts = {name: _expert(bed, name, setting) for name in setting.tasks}
+    return Population(seed, bed.model, bed.base, experts, bed.tasks)
+
+
+def untrained(seed: int, setting: Setting) -> Population:
+    """Base and tasks of a seed without experts, for those who train in another way."""
     tasks = {name: _task(name, setting, seed) for name in setting.tasks}
     model = encoder.UpperLayers().requires_grad_(False)
     base = encoder.upper_weights()
     model.load_state_dict(base)
-    bed = Population(seed, model, base, {}, tasks)
-    experts = {name: _expert(bed, name, setting) for name in setting.tasks}
-    return Population(seed, model, base, experts, tasks)
+    return Population(seed, model, base, {}, tasks)
 
 
 def _task(name: str, setting: Setting, seed: int) -> NameTask:
@@ -194,7 +199,7 @@ def _expert(bed: Population, task: str, setting: Setting) -> dict[str, Tensor]:
 def tune(bed: Population, task: str, setting: Setting) -> dict[str, Tensor]:
     """The base trained on one task: AdamW on the cross entropy of the task's head."""
     state = {name: t.clone().requires_grad_() for name, t in bed.base.items()}
-    optimiser = torch.optim.AdamW(state.values(), lr=setting.lr)
+    optimiser = torch.optim.AdamW(state.values(), lr=setting.lr, fused=True)
     data = bed.tasks[task].parts["train"]
     for _, index in zip(range(setting.steps), bed.batches(task, "train", setting.batch, "expert")):
         optimiser.zero_grad()
