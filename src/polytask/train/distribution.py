@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -44,7 +45,6 @@ class Distribution:
         self.world: int = self.accelerator.num_processes
         self.kind = "one" if self.world == 1 else "ddp"
         if self.world > 1:
-            # Threads of a group that is still alive abort the interpreter as it goes down.
             atexit.register(_leave)
         if self.world > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
             if os.environ.get("FSDP_VERSION", "1") != "2":
@@ -152,3 +152,6 @@ def lost_siblings() -> Iterator[None]:
 def _leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+    # The group's threads may still wait for the interpreter lock, to let go of tensors of the last
+    # message; one that gets it only when the interpreter is gone aborts a run that was finished.
+    time.sleep(0.1)
