@@ -33,7 +33,7 @@ def work_dtype(dtype: torch.dtype) -> torch.dtype:
 def check_alike(
     base: StateDict, experts: Sequence[StateDict], names: Sequence[str] | None = None
 ) -> None:
-    """Refuse experts whose tensors differ from the base's in name, shape or kind.
+    """Refuse experts whose tensors differ from the base's in name, shape, kind or ties.
 
     Floating-point types may differ (a float32 expert of a bfloat16 base is common: differences
     are formed in float32); a floating-point tensor against an integer one may not.
@@ -46,6 +46,7 @@ def check_alike(
         raise MergeError(f"{len(experts)} experts were given, but {len(names)} names for them")
     if not experts:
         raise MergeError("there is nothing to merge: no expert was given")
+    tied = tied_names(base)
     for name, expert in zip(names, experts, strict=True):
         missing, extra = base.keys() - expert.keys(), expert.keys() - base.keys()
         if missing:
@@ -66,6 +67,12 @@ def check_alike(
                 raise MergeError(
                     f"{name}: tensor '{key}' has type {other.dtype}, the base's has {tensor.dtype}"
                 )
+        for key, kept in tied.items():
+            if expert[key] is not expert[kept] and not torch.equal(expert[key], expert[kept]):
+                raise MergeError(
+                    f"{name}: '{key}' and '{kept}' are one tensor in the base, but differ here; "
+                    "untie them in the base (clone one) to merge both"
+                )
 
 
 def check_finite(tensor: Tensor, key: str, name: str) -> None:
@@ -76,17 +83,20 @@ def check_finite(tensor: Tensor, key: str, name: str) -> None:
 
 
 def tied_names(state: StateDict) -> dict[str, str]:
-    """Every name that shares its whole storage with an earlier (sorted) name -> that name."""
-    seen: dict[tuple[object, ...], str] = {}
-    tied: dict[str, str] = {}
+    """Every name that shares its whole storage with another -> the name that stands for both.
+
+    That is an embedding's name where there is one, else the first in alphabetical order.
+    """
+    places: dict[tuple[object, ...], list[str]] = {}
     for key in sorted(state):
         tensor = state[key]
-        if tensor.numel() == 0:
-            continue  # empty tensors have no storage to share
-        place = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-        first = seen.setdefault((*place, tensor.dtype), key)
-        if first != key:
-            tied[key] = first
+        if tensor.numel():  # empty tensors have no storage to share
+            where = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape))
+            places.setdefault((*where, tensor.stride()), []).append(key)
+    tied: dict[str, str] = {}
+    for names in places.values():
+        kept = next((n for n in names if "emb" in n or "shared" in n), names[0])
+        tied |= {name: kept for name in names if name != kept}
     return tied
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from polytask.errors import ConfigError
+from polytask.errors import MergeError
 from polytask.merge import select
 from polytask.merge.method import (
     METHODS,
@@ -119,10 +119,10 @@ def ties_vectors(vectors: TaskVectors, keep: float = 0.2) -> TaskVectors:
     once each task keeps its `keep` largest magnitudes (int(keep D) + 1, all equal ones included),
     a sign is elected from the trimmed vectors with draws going to the majority of the elected
     signs, and every entry of another sign becomes 0. Nothing is averaged: each task still gets its
-    own coefficient. Returns new task vectors; `ConfigError` for `keep` outside (0, 1].
+    own coefficient. Returns new task vectors; `MergeError` for `keep` outside (0, 1].
     """
     if not 0 < keep <= 1:
-        raise ConfigError(f"ties_vectors: keep is a fraction above 0, at most 1, got {keep}")
+        raise MergeError(f"ties_vectors: keep is a fraction above 0, at most 1, got {keep}")
     vote = Vote(draw="majority")
     flat = vectors.flatten()  # (K, D), a copy
     for row in flat:
