@@ -9,7 +9,7 @@ SEEDS  ?= 5
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make train   one model on ten real tasks, a few minutes, then open runs/starter/report.html"
+	@echo "make train   one model on twelve real tasks, about two minutes, then open runs/starter/report.html"
 	@echo "make test    lint, types, unit tests, every system at smoke size, documentation, README commands"
 	@echo "make bench   side-by-side timings with peers     make prove NAME=16   evidence for one system"
 	@echo "make docs    the documentation in site/          make lint | types | unit | smoke"
