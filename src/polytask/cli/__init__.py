@@ -18,6 +18,7 @@ from polytask import __version__
 COMMANDS: dict[str, str] = {
     "train": "Train one model on many tasks. Without arguments: the starter job on real data.",
     "predict": "Answer a task for the rows of a file, with a trained run.",
+    "infer": "Use models together: 'infer fuse' steers a large model by small experts.",
     "evaluate": "Score a run again: its own test rows or a file of yours.",
     "localize": "Find which few parameters carry what fine-tuning taught; keep them as a graft.",
     "graft": "Apply, unite, purge and compare grafts.",

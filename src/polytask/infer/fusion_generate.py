@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -196,4 +197,4 @@ def _uniform(sampler: Sampler, rows: int, steps: int) -> Tensor:
     if sampler.temperature == 0:
         return torch.zeros(rows, steps)
     drawn = [rng.generator(sampler.seed, "decode", row).random(steps) for row in range(rows)]
-    return torch.tensor(drawn, dtype=torch.float64)
+    return torch.from_numpy(np.stack(drawn))

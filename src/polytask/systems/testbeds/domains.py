@@ -1,0 +1,137 @@
+"""Three kinds of real text that every machine with polytask has, character by character.
+
+    manual   the language reference that Python carries for its `help()` (English prose)
+    python   the modules of the standard library
+    cpp      the C++ headers of torch (core and the public interface)
+
+One vocabulary: a padding id, newline and the 95 printable ASCII characters; anything else is '?'.
+Parts are disjoint: files of code, and blocks of the manual without its repeated paragraphs, are
+split once for all. Documents are windows of a part, or change their domain every so often.
+"""
+
+from __future__ import annotations
+
+import sysconfig
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from polytask import rng
+from polytask.data.embedded.splits import split_of
+from polytask.errors import DataError
+
+Ids = npt.NDArray[np.uint8]
+Names = tuple[str, ...]
+
+DOMAINS = ("manual", "python", "cpp")
+PARTS = ("train", "valid", "test")
+CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
+PAD = 0  # id of no character: what a text opens with where nothing stands before it
+TOKENS: tuple[str, ...] = ("[PAD]", *CHARACTERS)
+_BLOCK = 4000  # characters of the manual that stay together
+_TABLE = np.full(256, TOKENS.index("?"), np.uint8)
+_TABLE[[ord(c) for c in CHARACTERS]] = np.arange(1, len(TOKENS))
+
+
+def encode(text: str) -> Ids:
+    """Ids of a text: tabs are four blanks, what is not in the vocabulary is '?'."""
+    plain = text.replace("\r\n", "\n").replace("\t", "    ")
+    return _TABLE[np.frombuffer(plain.encode("ascii", "replace"), np.uint8)]
+
+
+def decode(ids: Sequence[int]) -> str:
+    """Text of ids; padding is nothing."""
+    return "".join(CHARACTERS[i - 1] for i in ids if i != PAD)
+
+
+@cache
+def corpus(domain: str) -> dict[str, Ids]:
+    """The characters of each part of a domain, its texts one after the other."""
+    texts = {"manual": _manual, "python": _python, "cpp": _headers}[domain]()
+    found: dict[str, list[Ids]] = {part: [] for part in PARTS}
+    for key, text in sorted(texts.items()):
+        found[split_of(f"domains-{domain}", key)].append(encode(text))
+    empty = [part for part, pieces in found.items() if not pieces]
+    if empty:
+        raise DataError(f"the domain '{domain}' has no text for {', '.join(empty)}")
+    return {part: np.concatenate(pieces) for part, pieces in found.items()}
+
+
+def _manual() -> dict[str, str]:
+    """Blocks of paragraphs; topics repeat each other's sections, so each paragraph counts once."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise DataError(
+            "this Python has no pydoc_data (the text of help()); Debian has it in the package "
+            "python3, other systems with the standard library"
+        ) from error
+    paragraphs = dict.fromkeys(
+        paragraph for _, topic in sorted(topics.items()) for paragraph in topic.split("\n\n")
+    )
+    blocks, running = [], ""
+    for paragraph in paragraphs:
+        running += paragraph + "\n\n"
+        if len(running) >= _BLOCK:
+            blocks.append(running)
+            running = ""
+    return {f"{number:05d}": block for number, block in enumerate([*blocks, running])}
+
+
+def _python() -> dict[str, str]:
+    return _read(Path(sysconfig.get_paths()["stdlib"]), ("*.py",))
+
+
+def _headers() -> dict[str, str]:
+    import torch
+
+    patterns = ("c10/**/*.h", "torch/csrc/api/**/*.h")
+    return _read(Path(torch.__file__).parent / "include", patterns)
+
+
+def _read(root: Path, patterns: tuple[str, ...]) -> dict[str, str]:
+    files = sorted({path for pattern in patterns for path in root.glob(pattern)})
+    return {
+        path.relative_to(root).as_posix(): path.read_text(encoding="utf-8", errors="replace")
+        for path in files
+        if path.is_file()
+    }
+
+
+def windows(texts: Sequence[Ids], length: int, count: int, seed: int, *stream: str | int) -> Ids:
+    """(count, length) windows of texts in turn, at places that depend on (seed, stream)."""
+    random = rng.generator(seed, "windows", *stream)
+    places = random.random(count)
+    found = []
+    for row, place in enumerate(places):
+        text = texts[row % len(texts)]
+        start = int(place * (len(text) - length + 1))
+        found.append(text[start : start + length])
+    return np.stack(found)
+
+
+def documents(domain: str, part: str, count: int, length: int, seed: int) -> Ids:
+    """(count, length) windows of one domain's part."""
+    return windows([corpus(domain)[part]], length, count, seed, domain, part)
+
+
+def order_of(count: int, pieces: int, part: str, seed: int) -> npt.NDArray[np.int64]:
+    """(count, pieces) the domain of each piece of the `switching` documents; neighbours differ."""
+    random = rng.generator(seed, "switching", part)
+    first = random.integers(len(DOMAINS), size=(count, 1))
+    steps = random.integers(1, len(DOMAINS), size=(count, pieces - 1))
+    found: npt.NDArray[np.int64] = np.concatenate((first, steps), 1).cumsum(1) % len(DOMAINS)
+    return found
+
+
+def switching(part: str, count: int, length: int, every: int, seed: int) -> Ids:
+    """(count, length) documents that go on in another domain after every `every` characters."""
+    rows = []
+    for number, order in enumerate(order_of(count, -(-length // every), part, seed)):
+        pieces = [corpus(DOMAINS[domain])[part] for domain in order]
+        drawn = windows(pieces, every, len(pieces), seed, "switching", part, number)
+        rows.append(drawn.reshape(-1)[:length])
+    return np.stack(rows)
