@@ -57,10 +57,24 @@ def buckets_for(length: Lengths, device: torch.device) -> list[Lengths]:
     return plan_buckets(length, *(_CPU if device.type == "cpu" else _ACCELERATOR))
 
 
-def run_bucketed(trunk: Trunk, x_SLD: Tensor, mask: MaskSpec, length: Lengths) -> Tensor:
-    """`trunk(x, mask)`, bucket by bucket; (S, L, D) with zeros beyond a bucket's length."""
-    plan = buckets_for(length, x_SLD.device)
+def run_bucketed(
+    trunk: Trunk,
+    x_SLD: Tensor,
+    mask: MaskSpec,
+    length: Lengths,
+    announce: Callable[[Tensor | None], None] | None = None,
+    whole: bool = False,
+) -> Tensor:
+    """`trunk(x, mask)`, bucket by bucket; (S, L, D) with zeros beyond a bucket's length.
+
+    `announce` is told before each pass which sequences it is for (None: all of them in order).
+    `whole`: one pass, for layers that run again in the backward pass and count on being told what
+    was told last.
+    """
+    plan = [np.arange(len(length))] if whole else buckets_for(length, x_SLD.device)
     if len(plan) == 1:
+        if announce is not None:
+            announce(None)
         return trunk(x_SLD, mask)
     width = x_SLD.shape[1]
     parts, places = [], []
@@ -68,6 +82,8 @@ def run_bucketed(trunk: Trunk, x_SLD: Tensor, mask: MaskSpec, length: Lengths) -
         longest = int(length[chosen].max())
         index = torch.from_numpy(chosen).to(x_SLD.device)
         padded = bool((length[chosen] < longest).any())
+        if announce is not None:
+            announce(index)
         part = trunk(x_SLD.index_select(0, index)[:, :longest], select_rows(mask, index, padded))
         parts.append(part.flatten(0, 1))
         places.append((chosen[:, None] * width + np.arange(longest)).reshape(-1))

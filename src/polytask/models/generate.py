@@ -146,6 +146,7 @@ class CausalState:
         prefix = mask.prefix if mask.causal else torch.from_numpy(layout.length).to(x.device)
         self.cache: Any = model.new_cache()
         mask = MaskSpec(causal=True, length=mask.length, prefix=prefix)
+        model.announce(batch.task)
         hidden = model.trunk(x, mask, cache=self.cache)
         last = np.arange(batch.sequences) * layout.width + layout.length - 1
         index = torch.from_numpy(last).to(x.device)
@@ -169,6 +170,7 @@ class MemoryState:
         self.length = torch.from_numpy(features.layout.length).to(self.memory.device)
         self.cache: Any = model.new_cache()
         self._score = token_scorer(model)
+        model.announce(batch.task)
         self.advance(decoder_first(model, batch))
 
     def advance(self, token_P: Tensor) -> None:

@@ -78,4 +78,5 @@ def decoder_states(
         ids = torch.cat((start, ids[:, 1:]), 1)
     memory = hidden_SLD.index_select(0, pairs.target.sequence[:, 0])
     length = on_device(features.layout.length[pairs.sequence[:, 0]], ids)
+    model.announce(batch.task.index_select(0, pairs.target.sequence[:, 0]))
     return model.decode(model.embed_decoder(ids), memory, length)

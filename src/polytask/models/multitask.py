@@ -11,7 +11,7 @@ Legend: S sequences, L length, P pairs, T decoder length, M memory length, D wid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -54,6 +54,8 @@ class MultitaskModel(nn.Module):
 
     `trunk` is a loaded hub model; without it, one of the shape that `spec.hub` describes.
     `route` (an attribute, None by default) stands in for the feed-forwards of the trunk.
+    `tell_tasks` (None by default) is told the task (S,) of every row before a part of the model
+    runs on these rows: adapters that route by task listen there.
     """
 
     def __init__(self, spec: ModelSpec, trunk: HubTrunk | None = None) -> None:
@@ -82,6 +84,7 @@ class MultitaskModel(nn.Module):
             self.summary = nn.Parameter(torch.zeros(self.dim)) if self.pool == "summary" else None
             self.heads = nn.ModuleDict(make_heads(spec, self.dim))
         self.route: Route | None = None
+        self.tell_tasks: Callable[[Tensor], None] | None = None
         self.task_names = tuple(head.task for head in spec.heads)
         self._kind = [head.kind for head in spec.heads]
         self._slot = _slots(self._kind)
@@ -134,7 +137,7 @@ class MultitaskModel(nn.Module):
         layout = plan_layout(entries, batch.sequences, summary=self.summary is not None)
         x_SLD, mask = self.spliced(batch, entries, layout, self.summary)
         if self.route is None:
-            hidden = run_bucketed(self.trunk, x_SLD, mask, layout.length)
+            hidden = self._by_buckets(batch, x_SLD, mask, layout)
         else:
             # Routers balance their load over the whole batch: they get it in one piece.
             valid = mask.valid(layout.width, x_SLD.device)
@@ -149,6 +152,22 @@ class MultitaskModel(nn.Module):
             weight, bias = lm_weight(self)
             features = replace(features, lm_weight=weight, lm_bias=bias, decoded=decoded)
         return features
+
+    def announce(self, task: Tensor) -> None:
+        """Say which task (S,) each row of what runs next belongs to."""
+        if self.tell_tasks is not None:
+            self.tell_tasks(task)
+
+    def _by_buckets(self, batch: Batch, x_SLD: Tensor, mask: MaskSpec, layout: Layout) -> Tensor:
+        """The trunk over sequences of like length; rows' tasks are announced where asked for."""
+        if self.tell_tasks is None:
+            return run_bucketed(self.trunk, x_SLD, mask, layout.length)
+
+        def announce(rows: Tensor | None) -> None:
+            self.announce(batch.task if rows is None else batch.task[rows])
+
+        whole = self.trunk.gradient_checkpointing and torch.is_grad_enabled()
+        return run_bucketed(self.trunk, x_SLD, mask, layout.length, announce, whole)
 
     def entries(self, batch: Batch) -> dict[str, Entries]:
         """What the stems make of the batch, in the order of a sequence.
