@@ -89,9 +89,18 @@ def test_reading_from_a_blocks_offset_gives_the_blocks_that_followed(tmp_path):
     path = write(tmp_path, b"".join(b'%d,"a\nb"\n' % i for i in range(200)))
     blocks = list(read_blocks(text_file(path, None), Dialect(), 100))
     assert len(blocks) > 5
-    again = read_blocks(text_file(path, None), Dialect(), 100, blocks[3].offset, blocks[3].line)
-    assert [b.data for b in again] == [b.data for b in blocks[3:]]
     assert blocks[3].line == 1 + 2 * sum(len(b) for b in blocks[:3])
+
+
+@ours
+@given(st.lists(st.integers(0, 9), min_size=3), st.integers(1, 12))
+def test_where_a_block_ends_depends_on_where_it_begins_only(tmp_path_factory, widths, size):
+    data = "\n".join("a" * width for width in widths) + "b"
+    file = text_file(write(tmp_path_factory.getbasetemp(), data.encode()), None)
+    blocks = list(read_blocks(file, Dialect(), size))
+    for number, block in enumerate(blocks):  # small blocks: records and blank runs span several
+        again = read_blocks(file, Dialect(), size, block.offset, block.line)
+        assert [b.data for b in again] == [b.data for b in blocks[number:]]
 
 
 def test_blank_lines_at_the_end_are_no_records(tmp_path):

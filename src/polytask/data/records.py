@@ -102,36 +102,49 @@ def read_blocks(
 ) -> Iterator[Block]:
     """Blocks of about `size` bytes from `offset`, where line number `line` begins.
 
+    A block is looked for in the `size` bytes after its beginning, then in twice as many, and so on:
+    where it ends depends on where it begins only, so that an index of blocks stays true.
     Blank lines at the end of the file are no records. A record of more than 64 MB is an error.
     """
     with file.open(offset) as reader:
-        kept = b""
+        text, begin, window = b"", 0, size
         while True:
-            # A block depends on where it begins only, so that an index of blocks stays true.
-            chunk = reader.read(size - len(kept) if len(kept) < size else len(kept))
-            data, last = kept + chunk, not chunk
+            if (needed := window - (len(text) - begin)) > 0:
+                text, begin = text[begin:] + reader.read(needed), 0
+            data = text[begin : begin + window]
+            last = len(data) < window
             if last:
-                data = data.rstrip(b"\r\n")
+                data = _without_blank_end(data)
                 if not data:
                     return
-                data += b"\n"
             ends = _record_ends(data, dialect)
             cut = _cut(data, ends, last)
             if cut:
                 block = Block(data[:cut], offset, line, ends[ends < cut])
                 yield block
                 offset, line = offset + cut, line + block.lines
-            kept = data[cut:]
+                begin, window = begin + cut, size
             if last:
-                if kept:
+                if kept := data[cut:]:
                     yield Block(kept, offset, line, np.array([len(kept) - 1]), unclosed=True)
                 return
-            if len(kept) > MAX_RECORD:
-                raise DataError(
-                    f"{file.path}, line {line}: a row of more than {MAX_RECORD >> 20} MB starts "
-                    "here; probably a quote is opened and never closed "
-                    "(set quote: '' if quotes are ordinary characters)"
-                )
+            if not cut:
+                if window > MAX_RECORD:
+                    raise DataError(
+                        f"{file.path}, line {line}: a row of more than {MAX_RECORD >> 20} MB "
+                        "starts here; probably a quote is opened and never closed "
+                        "(set quote: '' if quotes are ordinary characters)"
+                    )
+                window *= 2
+
+
+def _without_blank_end(data: bytes) -> bytes:
+    """The end of a file up to the line end of its last filled line, which gets one if need be."""
+    filled = len(data.rstrip(b"\r\n"))
+    end = data.find(b"\n", filled)
+    if not filled:
+        return b""
+    return data[:filled] + b"\n" if end < 0 else data[: end + 1]
 
 
 def _cut(data: bytes, ends: Ints, last: bool) -> int:
