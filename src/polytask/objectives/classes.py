@@ -46,3 +46,16 @@ def known_mean(each: Tensor, known: Tensor) -> Tensor:
     # `where` rather than a product: what stands at an unknown place may be NaN or infinite.
     total = torch.where(known, each, each.new_zeros(())).flatten(1).sum(1)
     return total / known.flatten(1).sum(1).clamp(min=1)
+
+
+def entropy(logits_PC: Tensor) -> Tensor:
+    """(P,) -sum_c p_c log p_c in nats, over the classes with finite logits.
+
+    By log-softmax: log(softmax) is minus infinity where a probability underflows. Classes masked
+    with minus infinity count nothing; NaN in a row stays NaN.
+    """
+    real = logits_PC != float("-inf")
+    log_p = torch.log_softmax(
+        logits_PC.float() if logits_PC.dtype != torch.float64 else logits_PC, -1
+    )
+    return -torch.where(real, log_p.exp() * log_p.masked_fill(~real, 0.0), 0.0).sum(-1)

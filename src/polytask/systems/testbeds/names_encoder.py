@@ -20,7 +20,7 @@ from polytask.data.embedded import weights
 
 LAYERS, FROZEN = 6, 4  # layers 0-3 are frozen, 4 and 5 are tuned
 WIDTH, HEADS, INNER = 384, 12, 1536
-LENGTH = 24  # tokens of a text that are kept
+LENGTH = 16  # tokens of a text that are kept
 Inputs = tuple[Tensor, Tensor]  # states (n, L, WIDTH) float32, mask (n, L) bool
 
 

@@ -108,7 +108,7 @@ def pool(task: str, sizes: tuple[tuple[str, int], ...]) -> Pool:
     upper.load_state_dict(encoder.upper_weights())
     with torch.no_grad():
         head = upper(*encoder.gather(*encoder.lower_states(names), torch.arange(len(names))))
-    return Pool(_key(repr((rows, names))), classes, head, splits)
+    return Pool(_key(repr((encoder.LENGTH, encoder.FROZEN, rows, names))), classes, head, splits)
 
 
 def _balanced(rows: list[tuple[str, str]], task: str, size: int) -> list[tuple[str, str]]:
@@ -128,7 +128,12 @@ def _cached(texts: list[str], name: str) -> tuple[Tensor, Tensor]:
     """`lower_states` of texts, from the cache where they were computed before."""
     from safetensors.torch import load_file, save_file
 
-    path = cache_root() / "testbeds" / "names" / f"{name}-{_key(repr(texts))}.safetensors"
+    path = (
+        cache_root()
+        / "testbeds"
+        / "names"
+        / f"{name}-{_key(repr((encoder.LENGTH, encoder.FROZEN, texts)))}.safetensors"
+    )
     if not path.is_file():
         states, offsets = encoder.lower_states(texts)
         with files.writing(path) as aside:
