@@ -160,8 +160,9 @@ def pcb(
     inter: str = "pairwise",
     intra: bool = True,
     share: bool = True,
-) -> tuple[Array, Array]:
-    """Steps 1 to 6 of the mechanism over (N, D), by sorting; returns the merged vector and s."""
+) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
+    """Steps 1 to 6 of the mechanism over (N, D), by sorting: the merged vector, s, and where a
+    score is at its threshold up to float32's rounding, which decides alone whether it survives."""
     count, size = taus.shape
 
     def bounds(row: Array, low: float, high: float) -> tuple[float, float]:
@@ -183,11 +184,14 @@ def pcb(
     }[inter]()
     score = (np.exp(count * strength**2) if intra else 1.0) * agreement
     s = np.zeros_like(taus)
+    near = np.zeros(size, dtype=bool)
     for i in range(count):
         low = np.sort(score[i])[int(size * (1 - ratio))]
         top = score[i].max()
         if top > low:
             s[i] = (np.clip(score[i], low, top) - low) / (top - low)
+            scale = max(top - low, np.abs(score[i]).max())
+            near |= (np.abs(score[i] - low) < 1e-5 * scale) & (s[i] < 1e-5)
     scaled = np.asarray(weights)[:, None] * s * clamped
     merged = scaled.sum(0)
-    return (merged / np.maximum(s.sum(0), 1e-12) if share else merged), s
+    return (merged / np.maximum(s.sum(0), 1e-12) if share else merged), s, near

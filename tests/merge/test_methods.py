@@ -199,9 +199,9 @@ def test_model_stock_keeps_the_base_at_the_pole_and_works_by_rows() -> None:
         "model_stock", [{"w": m} for m in models], {"w": origin}, vectors="rows"
     )["w"]
     for row in range(3):
-        one = merge_state_dicts(
-            "model_stock", [{"w": m[row]} for m in models], {"w": origin[row]}
-        )["w"]
+        one = merge_state_dicts("model_stock", [{"w": m[row]} for m in models], {"w": origin[row]})[
+            "w"
+        ]
         torch.testing.assert_close(rows[row], one)
 
 
@@ -216,7 +216,9 @@ def test_fisher_weighs_each_coordinate(family: Family, weights: list[float]) -> 
     merged = merge_state_dicts("fisher", family.experts, extras=fishers, weight=used)
     for key in family.keys:
         models = np.stack([array(expert[key]) for expert in family.experts])
-        shares = np.stack([w * array(f[key]).clip(1e-6) for w, f in zip(used, fishers, strict=True)])
+        shares = np.stack(
+            [w * array(f[key]).clip(1e-6) for w, f in zip(used, fishers, strict=True)]
+        )
         family.check(merged, key, (shares * models).sum(0) / shares.sum(0))
 
 

@@ -177,7 +177,9 @@ class PCB(Method):
             torch.mul(deltas, total, out=scores).tanh_()
         if self.intra:
             scores.mul_(strength.square().sub_(1).mul_(count).exp_())
-        return scores
+        # Thresholds are float32: a float64 score must not exceed its own threshold by a rounding,
+        # since a share of 1e-9 becomes the whole when the other tasks have none.
+        return scores.float().to(deltas.dtype)
 
     def _counts(self, number: int, deltas: Tensor, state: State) -> list[select.Counts]:
         flat = deltas.view(len(deltas), -1)
