@@ -50,7 +50,7 @@ class Localized:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; undefined numbers are null."""
         graft = self.graft
-        value: dict[str, Any] = _plain(
+        value: dict[str, Any] = plain(
             {
                 "folder": str(self.folder),
                 "graft": str(self.folder / "graft.safetensors"),
@@ -116,9 +116,9 @@ def localize(
             **kept.facts,
             "sparsity": config.sparsity,
             "architecture": task.architecture,
-            "config": _plain(model_config.to_diff_dict()),
+            "config": plain(model_config.to_diff_dict()),
             "base": config.base,
-            "scores": _plain([asdict(score) for score in scores]),
+            "scores": plain([asdict(score) for score in scores]),
         }
         kept = SparseDelta(kept.layout, kept.indices, kept.values, kept.origin, kept.dense, facts)
         kept.save(folder / "graft.safetensors")
@@ -263,12 +263,12 @@ def load_localize_config(path: Path) -> LocalizeConfig:
     return parse(LocalizeConfig, load_yaml(path), str(path))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON has no NaN: null."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float):
         return value if np.isfinite(value) else None
     return value
