@@ -66,7 +66,7 @@ def check_identity(method: Method, count: int, has_base: bool = True, seed: int 
         )
 
     errors: dict[int, float | None] = {}
-    for models in {count, 1}:
+    for models in sorted({count, 1}, reverse=True):
         form = method.identity(models)
         if form is None or models < method.models[0]:
             errors[models] = None
