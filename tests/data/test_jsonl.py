@@ -99,6 +99,13 @@ def test_every_fault_is_named_with_its_line(tmp_path):
         read(path)
 
 
+def test_lines_that_are_json_only_together_are_not_rows(tmp_path):
+    lines = ['{"a": 1}', '{"a": 2},{"a": 3}', '{"c": [{"d": 4}', "{}]}"]
+    assert len(json.loads("[" + ",".join(lines) + "]")) == len(lines)  # as many, and others
+    source = read(write(tmp_path, "\n".join(lines)), max_bad=0.99)
+    assert source.column("a") == [1] and source.problems.bad == 3
+
+
 def test_mixed_types_in_a_column_stay_what_they_are(tmp_path):
     path = write(tmp_path, '{"v": 1}\n{"v": "one"}\n{"v": [1, "x"]}\n{"v": {"k": true}}\n')
     assert read(path).column("v") == [1, "one", [1, "x"], {"k": True}]
