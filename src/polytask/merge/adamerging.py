@@ -137,7 +137,7 @@ def fit(
         [{key: expert[key] for key in names} for expert in experts.values()],
         names=tuple(experts),
     )
-    buffers = {key: base[key] for key, _ in model.named_buffers() if key in base}
+    buffers = {key: base[key].to(own) for key, own in model.named_buffers() if key in base}
 
     def forward(head: nn.Module) -> Forward:
         def logits(state: Mapping[str, Tensor], batch: Any) -> Tensor:
@@ -278,7 +278,7 @@ class Goal:
                 mean = each.mean()
                 if not bool(torch.isfinite(mean)):
                     raise NonFiniteError(
-                        f"AdaMerging, {where}: the entropy of task '{task}' is {float(mean)}; its "
+                        f"AdaMerging, {where}: the entropy of task '{task}' is {mean.item()}; its "
                         "logits or inputs hold NaN or infinite values"
                     )
                 values.append(float(mean.detach()))
