@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from merge_samples import bert, llama, near, plan_of, save, some_state, state_folder, tuned
+from safetensors.torch import load_file
 
 from polytask.errors import MergeError
 from polytask.merge import merge_state_dicts
@@ -155,3 +156,37 @@ def test_plain_tensors_without_any_configuration_merge_too(tmp_path: Path) -> No
         "README.md", "manifest.json", "merge.json", "model.safetensors",
     ]  # fmt: skip
     assert json.loads((out / "merge.json").read_text())["method"] == "ties"
+
+
+def test_adapters_are_worked_into_the_base_as_they_are_read(tmp_path: Path) -> None:
+    """LoRA folders, alone or beside their model, against PEFT's own merging."""
+    import peft
+
+    base = llama()
+    save(base, tmp_path / "base")
+    states = []
+    for i, name in enumerate("ab"):
+        options = peft.LoraConfig(
+            r=2 + i, lora_alpha=5, target_modules=["q_proj", "up_proj"], use_rslora=bool(i)
+        )
+        torch.manual_seed(i)
+        model = peft.get_peft_model(llama(), options)
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                if "lora_B" in key:
+                    parameter.normal_(std=0.05)
+        model.save_pretrained(tmp_path / name)
+        states.append(model.merge_and_unload().state_dict())
+    plan = plan_of(tmp_path, "task_arithmetic", parameters={"weight": 0.5})
+    found = load_file(write(plan, tmp_path / "out") / "model.safetensors")
+    want = merge_state_dicts("task_arithmetic", states, base.state_dict(), weight=0.5)
+    for key, value in want.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-6)
+    beside = {n: {"model": "base", "adapter": str(tmp_path / n)} for n in "ab"}
+    again = plan_of(tmp_path, "task_arithmetic", parameters={"weight": 0.5}, models=beside)
+    write(again, tmp_path / "again")
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (
+        tmp_path / "out/model.safetensors"
+    ).read_bytes()
+    with pytest.raises(MergeError, match="holds an adapter, no model"):
+        plan_of(tmp_path, "average", None)

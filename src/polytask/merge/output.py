@@ -19,6 +19,7 @@ from polytask import __version__, files
 from polytask.errors import MergeError
 from polytask.merge.card import card
 from polytask.merge.engine import Progress, execute
+from polytask.merge.identity import check_identity
 from polytask.merge.layout import Shard
 from polytask.merge.plan import Plan
 from polytask.merge.sources import INDEX, FileSource, config_of, open_source, read
@@ -56,10 +57,12 @@ def write(
 ) -> Path:
     """Merge into the folder `out`, which appears only when it is complete. See `engine.execute`.
 
-    A folder that holds this very merge already is left as it is.
+    First every method, as configured for some tensor, is asked for what no merge may fail at
+    (`check_identity`). A folder that holds this very merge already is left as it is.
     """
     if not overwrite and is_there(plan, out):
         return out
+    identities(plan)
     return execute(
         plan,
         out,
@@ -88,6 +91,19 @@ def complete(plan: Plan, folder: Path, title: str) -> None:
     files.write_text(folder / "README.md", card(plan, title))
 
 
+def identities(plan: Plan) -> list[str]:
+    """What `check_identity` found for each way in which tensors are merged; `MergeError` if a
+    method does not give back the model it is given copies of."""
+    ways = {(repr(i.method), len(i.models)): (i.method, i.base is not None) for i in plan.merged}
+    return list(
+        dict.fromkeys(
+            check_identity(method, count, has_base, plan.recipe.seed).text
+            for (_, count), (method, has_base) in ways.items()
+            if method is not None
+        )
+    )
+
+
 def is_there(plan: Plan, out: Path) -> bool:
     """Whether `out` is the complete result of this plan."""
     try:
@@ -112,6 +128,7 @@ def record(plan: Plan) -> dict[str, Any]:
         "tensors": len(plan.merged),
         "copied": [item.name for item in plan.items if item.action == "copy"],
         "aliases": dict(plan.aliases),
+        "identity": identities(plan),
         "notes": list(plan.notes),
         "fingerprint": plan.fingerprint,
     }
