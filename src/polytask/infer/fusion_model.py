@@ -19,7 +19,7 @@ from polytask.errors import ConfigError, DataError
 from polytask.infer.fusion_generate import Continuation, Sampler, generate
 from polytask.infer.fusion_policy import FusionConfig, FusionPolicy
 from polytask.infer.fusion_score import Scored, score
-from polytask.infer.logit_sources import HubSource, LogitSource, check_same_vocabulary
+from polytask.infer.logit_sources import LogitSource, check_same_vocabulary, load_hub_sources
 
 OnText = Callable[[int, str], None]  # (row, text that has become certain)
 NOBODY = "large model"  # who acts where every strength is 0
@@ -111,8 +111,8 @@ class Fusion:
         **options: Any,
     ) -> Fusion:
         """From folders in Hugging Face format, hub ids, or 'embedded:NAME'."""
-        places = (large, base, *experts)
-        sources = [HubSource.load(str(place), dtype=dtype, device=device) for place in places]
+        places = [str(place) for place in (large, base, *experts)]
+        sources = load_hub_sources(places, dtype=dtype, device=device)
         return cls(sources[0], sources[1], sources[2:], **options)
 
     @property

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -107,15 +108,19 @@ class LogitSource(ABC):
 
 def check_same_vocabulary(sources: Sequence[LogitSource]) -> None:
     """`ConfigError` naming the first id that does not stand for the same token everywhere."""
-    for other in sources[1:]:
-        first = sources[0]
-        found = first.vocabulary.difference(other.vocabulary)
+    check_vocabularies([(source.name, source.vocabulary) for source in sources])
+
+
+def check_vocabularies(named: Sequence[tuple[str, Vocabulary]]) -> None:
+    """The same for vocabularies with the names of their models."""
+    for name, other in named[1:]:
+        first, mine = named[0]
+        found = mine.difference(other)
         if found is not None:
             raise ConfigError(
-                f"'{first.name}' ({len(first.vocabulary)} tokens) and '{other.name}' "
-                f"({len(other.vocabulary)} tokens) do not share a vocabulary: {found}. Logits can "
-                "only be added where every id stands for the same token: take models with one "
-                "tokenizer"
+                f"'{first}' ({len(mine)} tokens) and '{name}' ({len(other)} tokens) do not share a "
+                f"vocabulary: {found}. Logits can only be added where every id stands for the same "
+                "token: take models with one tokenizer"
             )
 
 
@@ -168,24 +173,20 @@ class HubSource(LogitSource):
         *,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
-        name: str | None = None,
+        tokenizer: Any = None,
     ) -> HubSource:
         """From a folder, a hub id or 'embedded:NAME'; weights from safetensors only."""
-        from safetensors import SafetensorError
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
         from polytask.models.hub import locate
 
         where = locate(source)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(where)
+        tokenizer = hub_tokenizer(source) if tokenizer is None else tokenizer
+        with _readable(source):
             model: Any = AutoModelForCausalLM.from_pretrained(
                 where, use_safetensors=True, dtype=dtype
             )
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise ConfigError(f"cannot load '{source}' as a causal LM: {reason}") from error
-        return cls(model.to(device), tokenizer, name or source)
+        return cls(model.to(device), tokenizer, source)
 
     @torch.no_grad()
     def forward(
@@ -235,6 +236,43 @@ class HubSource(LogitSource):
                 list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
         )
+
+
+def hub_tokenizer(source: str) -> Any:
+    """The tokenizer of a folder, a hub id or 'embedded:NAME'."""
+    from transformers import AutoTokenizer
+
+    from polytask.models.hub import locate
+
+    where = locate(source)
+    with _readable(source):
+        return AutoTokenizer.from_pretrained(where)
+
+
+def load_hub_sources(
+    places: Sequence[str], *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> list[HubSource]:
+    """Several models that are to be combined: vocabularies are compared before any weight is
+    read."""
+    tokenizers = [hub_tokenizer(place) for place in places]
+    check_vocabularies(
+        [(place, Vocabulary.of_tokenizer(t)) for place, t in zip(places, tokenizers, strict=True)]
+    )
+    return [
+        HubSource.load(place, dtype=dtype, device=device, tokenizer=tokenizer)
+        for place, tokenizer in zip(places, tokenizers, strict=True)
+    ]
+
+
+@contextmanager
+def _readable(source: str) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        lines = str(error).strip().splitlines() or [repr(error)]
+        raise ConfigError(f"cannot load '{source}' as a causal LM: {lines[0]}") from error
 
 
 # -- polytask's own

@@ -34,7 +34,8 @@ _ROWS = 400  # steps of a prompt in the table
 _TEXT = 0.25  # of an expert's colour behind a token of the smallest strength above 0
 _STYLE = """<style>
 .fused { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--band);
-  padding: .9rem 1rem; margin: .7rem 0; border-radius: .4rem; font: .85rem/1.75 ui-monospace, SFMono-Regular, Menlo, Consolas,
+  padding: .9rem 1rem; margin: .7rem 0; border-radius: .4rem;
+  font: .85rem/1.75 ui-monospace, SFMono-Regular, Menlo, Consolas,
   "DejaVu Sans Mono", monospace; }
 .fused .prompt { color: var(--soft); } .fused span.t { border-radius: .2rem; padding: .1rem 0; }
 .key { font-size: .85rem; } .key i { display: inline-block; width: .8rem; height: .8rem;

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, field_validator
 
 from polytask import files
+from polytask.configs import parse
 from polytask.errors import ConfigError, DataError
 from polytask.infer.fusion import GRID, Bounds, Mode, Refine, checked_grid, parse_grid
 from polytask.systems.base import Outcome, Say, SystemConfig
@@ -102,19 +103,14 @@ def fusion_run(config: FusionRunConfig, say: Say, stream: Say | None = None) -> 
     """
     from polytask.infer.fusion_generate import Sampler
     from polytask.infer.fusion_model import Fusion
+    from polytask.infer.fusion_policy import FusionConfig, FusionPolicy
 
+    options = {k: getattr(config, k) for k in ("mode", "grid", "alpha", "bounds", "refine")}
+    fused = parse(FusionConfig, options, "fusion")
+    FusionPolicy(fused, len(config.experts) or 1)  # faults of the options, before anything is read
     prompts = _prompts(config)
     sources = _sources(config, say)
-    fusion = Fusion(
-        sources[0],
-        sources[1],
-        sources[2:],
-        mode=config.mode,
-        grid=config.grid,
-        alpha=config.alpha,
-        bounds=config.bounds,
-        refine=config.refine,
-    )
+    fusion = Fusion(sources[0], sources[1], sources[2:], fused)
     say(f"{len(fusion.large.vocabulary):,} tokens, the same in all {len(sources)} models")
     begin = time.perf_counter()
     if config.score:
@@ -192,32 +188,40 @@ def _sources(config: FusionRunConfig, say: Say) -> list[Any]:
             "experts were tuned from, and at least one expert"
         )
     places = [str(config.large), str(config.base), *config.experts]
-    found = []
-    for place in places:
-        say(f"loading {place}")
-        found.append(load_source(place, config.dtype, config.device))
-    return found
+    say(f"loading {', '.join(places)}")
+    return load_sources(places, config.dtype, config.device)
 
 
-def load_source(place: str, dtype: str = "float32", device: str = "cpu") -> Any:
-    """A model as a source of logits: a run folder of polytask, or a Hugging Face causal LM."""
+def load_sources(places: Sequence[str], dtype: str = "float32", device: str = "cpu") -> list[Any]:
+    """Models as sources of logits: Hugging Face causal LMs, or run folders of polytask (all)."""
     import torch
 
-    from polytask.infer.logit_sources import HubSource, PolytaskSource
+    from polytask.infer.logit_sources import load_hub_sources
 
-    folder = Path(place).expanduser()
-    if (folder / "model" / "model.json").is_file():
-        from polytask.pipeline import load_run
+    runs = [(Path(place).expanduser() / "model" / "model.json").is_file() for place in places]
+    if all(runs):
+        return [_own_source(place, device) for place in places]
+    if any(runs):
+        other = places[runs.index(False)]
+        raise ConfigError(
+            f"{places[runs.index(True)]} is a run folder and {other} is not: their vocabularies "
+            "cannot be the same. Take run folders for all models, or for none"
+        )
+    return list(load_hub_sources(places, dtype=getattr(torch, dtype), device=device))
 
-        run = load_run(folder)
-        kinds = {name: task.kind for name, task in run.config.tasks.items()}
-        if "language_model" not in kinds.values():
-            raise ConfigError(
-                f"{place}: the run has no language_model task (it has "
-                f"{', '.join(f'{n}: {k}' for n, k in kinds.items())}), so it cannot continue texts"
-            )
-        return PolytaskSource(run.model.to(device), run.processor.codec, str(folder))
-    return HubSource.load(place, dtype=getattr(torch, dtype), device=device)
+
+def _own_source(place: str, device: str) -> Any:
+    from polytask.infer.logit_sources import PolytaskSource
+    from polytask.pipeline import load_run
+
+    run = load_run(place)
+    kinds = {t.name: t.schema.kind for layout in run.processor.layouts for t in layout.tasks}
+    if "language_model" not in kinds.values():
+        told = ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
+        raise ConfigError(
+            f"{place}: the run has no language_model task ({told}), so it cannot continue texts"
+        )
+    return PolytaskSource(run.model.to(device), run.processor.codec, place)
 
 
 def _leave(config: FusionRunConfig, fusion: Any, written: Sequence[Any], seconds: float) -> Outcome:
