@@ -11,6 +11,7 @@ import yaml
 
 from polytask import cli, systems
 from polytask.pipeline import parse_config
+from polytask.pipeline.localize_config import LocalizeConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,7 +34,11 @@ def cases(*languages: str) -> pytest.MarkDecorator:
 
 @cases("yaml")
 def test_every_configuration_parses(text: str) -> None:
-    assert parse_config(yaml.safe_load(text)).tasks
+    values = yaml.safe_load(text)
+    if "finetuned" in values:  # polytask localize
+        assert LocalizeConfig(**values).sparsity
+    else:
+        assert parse_config(values).tasks
 
 
 @pytest.mark.slow
@@ -61,6 +66,9 @@ def test_every_command_and_option_exists(
     assert command in cli.COMMANDS
     assert cli.main([command, "--help"]) == 0
     shown = capsys.readouterr().out
+    if command == "graft":  # has commands of its own
+        assert cli.main([command, rest[0], "--help"]) == 0
+        shown += capsys.readouterr().out
     if command == "run":  # a system's own settings are options too
         shown += " ".join(f"--{field}" for field in systems.load(rest[0]).config.model_fields)
     for word in rest:
