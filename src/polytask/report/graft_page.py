@@ -115,6 +115,7 @@ def reliability_picture(folder: Path, diagrams: Mapping[str, Mapping[str, Any]])
                 color=look[name].colour,
                 marker=look[name].marker,
                 ms=4.5,
+                clip_on=False,
             )
             gap = np.nan_to_num(np.abs(accuracy - confidence))
             ax.set_title(short(name, 16))
@@ -168,28 +169,42 @@ def bits_picture(folder: Path, cells: Sequence[Mapping[str, Any]], count: int) -
 
 
 def trace_picture(folder: Path, trace: Sequence[Mapping[str, Any]]) -> Picture:
-    """Score of the rounded mask, and bits added and removed, over the steps."""
-    steps = [t["step"] for t in trace]
-    scores = np.array([t["score"] for t in trace], dtype=float)
+    """Score of the rounded mask, and bits added and removed, over the steps.
+
+    `trace`: `MaskStep`s as mappings; step 0, the coordinates that moved most, is the dashed line.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    steps = [t["step"] for t in trace[1:]]
+    scores = np.array([t["score"] for t in trace], dtype=float)  # None becomes NaN
     best = int(np.nanargmax(scores))
     with style() as figure_class:
         figure = figure_class(figsize=(WIDTH, 3.4), layout="constrained")
         top, below = figure.subplots(2, 1, sharex=True)
-        top.plot(steps, scores, color=BRIGHT[0], marker="o", ms=3)
-        top.plot(steps[best], scores[best], "o", ms=9, mfc="none", mec=BRIGHT[1], mew=1.6)
+        top.plot(steps, scores[1:], color=BRIGHT[0], marker="o", ms=3, label="learned mask")
+        if not np.isnan(scores[0]):
+            top.axhline(scores[0], color=SOFT, ls=(0, (4, 3)), lw=1.2, label="moved most")
+        if best:
+            top.plot(
+                best, scores[best], "o", ms=9, mfc="none", mec=BRIGHT[1], mew=1.6, clip_on=False
+            )
+        top.margins(y=0.15)
         top.set_ylabel("validation score")
-        for key, colour, dash in (
-            ("count", INK, "-"),
-            ("added", BRIGHT[2], "-"),
-            ("removed", BRIGHT[1], (0, (4, 1.5))),
+        top.legend(ncols=2, loc="upper left", bbox_to_anchor=(0, 1.28), borderaxespad=0)
+        for key, label, colour, dash in (
+            ("count", "bits", INK, "-"),
+            ("added", "added to the base patch", BRIGHT[2], "-"),
+            ("removed", "removed", BRIGHT[1], (0, (4, 1.5))),
         ):
-            label = {"count": "bits", "added": "added to the base patch"}.get(key, "removed")
-            below.plot(steps, [t[key] for t in trace], color=colour, ls=dash, label=label)
+            below.plot(steps, [t[key] for t in trace[1:]], color=colour, ls=dash, label=label)
         below.set(xlabel="step", ylabel="bits")
         below.set_ylim(bottom=0)
-        below.legend(ncols=3, loc="upper left", bbox_to_anchor=(0, 1.25), borderaxespad=0)
-        caption = "Step 0 is the base patch. The ring marks the mask that was kept."
-        return finish(figure, folder, "mask", "How the mask was learned", caption)
+        below.xaxis.set_major_locator(MaxNLocator(integer=True))
+        below.legend(ncols=3, loc="upper left", bbox_to_anchor=(0, 1.28), borderaxespad=0)
+        kept = "The ring marks the mask that was kept."
+        if not best:
+            kept = "No learned mask was better, so the coordinates that moved most were kept."
+        return finish(figure, folder, "mask", "How the mask was learned", kept)
 
 
 def overlap_picture(
