@@ -220,7 +220,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--methods", default=",".join(METHODS))
     own, rest = parser.parse_known_args(argv)
     options = options_of(
-        __doc__, rest, hidden=1024, layers=16, vocabulary=32000, threads=os.cpu_count() or 1
+        __doc__,
+        rest,
+        hidden=1024,
+        layers=16,
+        vocabulary=32000,
+        threads=int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
     )
     peer = own.mergekit or shutil.which("mergekit-yaml")
     if peer is None:

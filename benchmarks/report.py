@@ -46,6 +46,14 @@ TOLD = {
         "A Tiny Time Mixer with the same weights and outputs as `granite-tsfm`, and exponential "
         "smoothing fitted to each series.",
     ),
+    "bench_merge": (
+        "Merging",
+        "A random Llama in bfloat16 and three copies of it with small changes, merged by whole "
+        "processes beside `mergekit-yaml`: start-up included, peak memory as the system counts it. "
+        "polytask also looks for NaN in every input, sums and flushes the result and writes its "
+        "manifest; its report is switched off. 'copy' reads the same inputs and writes as many "
+        "bytes, flushed.",
+    ),
     "bench_mixture": (
         "Mixture",
         "Cost of a step of 32 rows by number of groups, and rows per second beside "

@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from polytask import cli, systems
+from polytask.merge import config as merging
+from polytask.merge import mergekit
 from polytask.pipeline import parse_config
 from polytask.pipeline.localize_config import LocalizeConfig
 
@@ -37,6 +39,10 @@ def test_every_configuration_parses(text: str) -> None:
     values = yaml.safe_load(text)
     if "finetuned" in values:  # polytask localize
         assert LocalizeConfig(**values).sparsity
+    elif "merge_method" in values:  # polytask merge
+        assert mergekit.recipe_of(values).parts
+    elif "method" in values:
+        assert merging.recipe_of(merging.parse_config(values)).parts
     else:
         assert parse_config(values).tasks
 
