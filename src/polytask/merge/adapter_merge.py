@@ -343,7 +343,7 @@ def _targets(adapters: Sequence[Adapter], paths: list[str]) -> dict[str, Any]:
     own = [set(adapter.factors) | set(adapter.scales) for adapter in adapters]
     if all(said(a) == said(adapters[0]) for a in adapters) and all(o == set(paths) for o in own):
         return {}
-    return {"target_modules": paths, **dict.fromkeys(TARGETS[1:])}
+    return {"target_modules": paths, **{k: None for k in TARGETS[1:] if k in adapters[0].config}}
 
 
 def _forward(adapters: Sequence[Adapter], paths: list[str]) -> dict[str, Any]:
