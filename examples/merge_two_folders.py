@@ -60,7 +60,9 @@ def sentence(rng: random.Random) -> dict[str, str]:
 def tokenizer(folder: Path) -> BertTokenizerFast:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     path = folder / "vocab.txt"
-    path.write_text("\n".join([*special, *sum(WORDS.values(), []), *FILLERS]) + "\n")
+    path.write_text(
+        "\n".join([*special, *(w for words in WORDS.values() for w in words), *FILLERS]) + "\n"
+    )
     return BertTokenizerFast(str(path))
 
 

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from polytask import files
-from polytask.errors import DataError, MergeError
+from polytask.errors import DataError
 from polytask.merge.layout import CHUNK, Item
 from polytask.merge.method import State, TensorInfo, cast
 from polytask.merge.plan import Plan, check_disk
@@ -399,6 +399,3 @@ def _naming(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = str(path)
         raise
-
-
-__all__ = ["MergeError", "Progress", "execute", "work_folder"]

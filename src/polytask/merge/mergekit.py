@@ -12,12 +12,20 @@ float32 whatever `dtype` says; mergekit computes in `dtype`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from polytask.errors import ConfigError, suggestion
 from polytask.merge.config import located
+from polytask.merge.mergekit_forms import (
+    ABSENT,
+    ARITHMETIC,
+    FORMS,
+    NORMALIZED,
+    RESCALED,
+    VOTING,
+)
 from polytask.merge.recipe import (
     Case,
     Gradient,
@@ -43,82 +51,6 @@ TOP = (
     "parameters",
 )
 DTYPES = ("float64", "float32", "float16", "bfloat16")
-ABSENT = {
-    "sce": "it selects by variance, which no method here does; 'ties' is the nearest",
-    "nearswap": "use 'slerp' or 'linear'",
-    "arcee_fusion": "use 'ties' with a low density",
-    "ram": "it is for models of reinforcement learning; use 'ties'",
-    "ramplus_tl": "it is for models of reinforcement learning; use 'ties'",
-}
-
-
-@dataclass(frozen=True)
-class _Form:
-    """A method of mergekit: the name here, parameters (theirs -> ours), defaults of theirs that
-    differ from ours, and what the base is: 'delta' (models are seen as differences from it),
-    'member' (it is merged like the others), 'either' (delta where given)."""
-
-    name: str
-    own: Mapping[str, str] = field(default_factory=dict)
-    shared: Mapping[str, str] = field(default_factory=dict)
-    base: str = "delta"
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    required: tuple[str, ...] = ()
-
-
-_ARITHMETIC = {"lambda": "scale", "normalize": "normalize", "rescale": "rescale"}
-_THIN = {"weight": "weight", "density": "density"}
-
-
-def _thin(name: str, own: Mapping[str, str] = _THIN) -> _Form:
-    return _Form(name, own, _ARITHMETIC, defaults={"density": 1.0}, required=("weight",))
-
-
-FORMS: dict[str, _Form] = {
-    "linear": _Form(
-        "linear", {"weight": "weight"}, {"normalize": "normalize"}, "member", {}, ("weight",)
-    ),
-    "task_arithmetic": _Form(
-        "task_arithmetic",
-        {"weight": "weight"},
-        {"lambda": "scale", "normalize": "normalize"},
-        required=("weight",),
-    ),
-    "ties": _thin("ties"),
-    "dare_ties": _thin("dare_ties"),
-    "dare_linear": _thin("dare_linear"),
-    "breadcrumbs": _thin("breadcrumbs", {**_THIN, "gamma": "gamma"}),
-    "breadcrumbs_ties": _thin("breadcrumbs_ties", {**_THIN, "gamma": "gamma"}),
-    "della": _thin("della", {**_THIN, "epsilon": "epsilon"}),
-    "della_linear": _thin("della_linear", {**_THIN, "epsilon": "epsilon"}),
-    "slerp": _Form("slerp", {}, {"t": "t"}, "member", required=("t",)),
-    "nuslerp": _Form(
-        "nuslerp",
-        {"weight": "weight"},
-        {"nuslerp_flatten": "flatten", "nuslerp_row_wise": "row_wise"},
-        "either",
-        required=("weight",),
-    ),
-    "multislerp": _Form(
-        "multislerp",
-        {"weight": "weight"},
-        {"normalize_weights": "normalize"},
-        "either",
-        required=("weight",),
-    ),
-    "karcher": _Form(
-        "karcher",
-        {},
-        {"max_iter": "iterations", "tol": "tolerance"},
-        "member",
-        {"iterations": 10, "tolerance": 1e-5},
-    ),
-    "model_stock": _Form("model_stock", {}, {"filter_wise": "filter_wise"}),
-    "passthrough": _Form("linear", {"scale": "weight"}, {}, "member", {"normalize": False}),
-}
-_NORMALIZED = {"ties", "della"}  # mergekit's default of `normalize` is true for these
-_RESCALED = {"dare_ties", "dare_linear", "della", "della_linear"}  # and of `rescale` for these
-_VOTING = {"ties", "dare_ties", "breadcrumbs_ties", "della"}
 
 
 def looks_like(data: Mapping[str, Any]) -> bool:
@@ -327,8 +259,7 @@ class _Reader:
                 continue  # how mergekit stores its masks; the result is the same
             if key not in names:
                 raise self._fault(
-                    f"{place}: '{self.name}' has no parameter '{key}'."
-                    f"{suggestion(str(key), names)}"
+                    f"{place}: '{self.name}' has no parameter '{key}'.{suggestion(str(key), names)}"
                 )
             found[names[key]] = self._setting(value, f"{place}.{key}")
         return found
@@ -368,7 +299,7 @@ class _Reader:
         moved = {"normalize", "rescale", "flatten", "row_wise", "filter_wise"}
         for place in inside:
             for key in moved & set(place):
-                if key != "normalize" or self.name in _VOTING:
+                if key != "normalize" or self.name in VOTING:
                     raise self._fault(f"'{key}' must be the same for the whole model")
 
         def switch(key: str, default: bool) -> bool:
@@ -380,12 +311,12 @@ class _Reader:
             return bool(setting.cases[0].value)
 
         made: dict[str, Any] = {}
-        if self.name in _VOTING:
-            divide = switch("normalize", self.name in _NORMALIZED)
+        if self.name in VOTING:
+            divide = switch("normalize", self.name in NORMALIZED)
             made["vote"] = {"divide": "weights" if divide else "none"}
-        if self.name in _RESCALED:
+        if self.name in RESCALED:
             made["rescale"] = "l1" if switch("rescale", True) else "none"
-        elif self.form.shared is _ARITHMETIC and switch("rescale", False):
+        elif self.form.shared is ARITHMETIC and switch("rescale", False):
             raise self._fault(
                 f"'rescale' is not supported for '{self.name}': leave it out, or use 'scale'"
             )
