@@ -19,6 +19,7 @@ class Features:
     pooled   (S, D) one vector per sequence
     lm_weight  (V, D) scores of generated tokens are hidden @ lm_weight'; None without text
     decoded  (pairs, T, D) decoder states of generation pairs (encoder-decoder models)
+    balance  (tasks,) balance loss of the routers, weighted (models with experts)
     """
 
     hidden: Tensor
@@ -28,11 +29,12 @@ class Features:
     lm_weight: Tensor | None = None
     lm_bias: Tensor | None = None
     decoded: Tensor | None = None
+    balance: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
         """What losses depend on besides the heads' own parameters, none computed from another:
         pass these as `features` to `torchjd.autojac.mtl_backward`."""
-        found = [self.hidden, self.pooled, self.lm_weight, self.lm_bias, self.decoded]
+        found = [self.hidden, self.pooled, self.lm_weight, self.lm_bias, self.decoded, self.balance]
         return [t for t in found if t is not None and t.requires_grad]
 
     def places(self, sequence: HostArray, modality: str, step: HostArray) -> HostArray:

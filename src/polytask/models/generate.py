@@ -24,6 +24,7 @@ from polytask.models.language import decoder_first, token_scorer
 from polytask.models.masks import MaskSpec
 from polytask.models.stems import plan_layout
 from polytask.models.task_linear import HostArray
+from polytask.models.transformer import RouteContext
 
 if TYPE_CHECKING:
     from polytask.models.multitask import MultitaskModel
@@ -147,7 +148,8 @@ class CausalState:
         self.cache: Any = model.new_cache()
         mask = MaskSpec(causal=True, length=mask.length, prefix=prefix)
         model.announce(batch.task)
-        hidden = model.trunk(x, mask, cache=self.cache)
+        self.context = RouteContext(batch.task, mask.valid(layout.width, x.device))
+        hidden = model.trunk(x, mask, cache=self.cache, context=self.context)
         last = np.arange(batch.sequences) * layout.width + layout.length - 1
         index = torch.from_numpy(last).to(x.device)
         self._score = token_scorer(model)
@@ -156,7 +158,8 @@ class CausalState:
     def advance(self, token_P: Tensor) -> None:
         """Append a token to every row."""
         x = self.model.embed_text(token_P[:, None])
-        hidden = self.model.trunk(x, MaskSpec(causal=True), cache=self.cache)
+        context = RouteContext(self.context.task, None)
+        hidden = self.model.trunk(x, MaskSpec(causal=True), cache=self.cache, context=context)
         self.logits = self._score(hidden[:, 0])
 
 

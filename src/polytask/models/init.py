@@ -12,11 +12,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from polytask.models.experts.routers import TaskRouter
 from polytask.models.task_linear import TaskLinear
 from polytask.models.transformer import Block, Transformer
 from polytask.rng import torch_generator
 
 _SMALL = 0.02
+# Parts of a block that write to the residual stream; an expert's 'down' does so as well.
+_WRITERS = ("attention.out", "cross.out", ".down")
 
 
 @torch.no_grad()
@@ -25,11 +28,14 @@ def initialise(model: nn.Module, seed: int, skip: Iterable[str] = ()) -> None:
 
     Linear weights have deviation 1 / sqrt(inputs), those that write to the residual stream that
     over sqrt(2 layers); embeddings and heads 0.02; biases 0. What a module sets itself (norms,
-    temperatures) is left. `module.init_std` = {parameter: deviation} overrides.
+    temperatures) is left. `module.init_std` = {parameter: deviation} overrides, and a router fills
+    its gates itself.
     """
     skipped = tuple(skip)
     depth = _depth_scales(model)
     for prefix, module in model.named_modules():
+        if isinstance(module, TaskRouter) and not (skipped and prefix.startswith(skipped)):
+            module.fill(seed, prefix)
         for name, parameter in module.named_parameters(recurse=False):
             full = f"{prefix}.{name}" if prefix else name
             if skipped and full.startswith(skipped):
@@ -63,7 +69,7 @@ def _depth_scales(model: nn.Module) -> dict[str, float]:
             for name, block in module.named_modules():
                 if isinstance(block, Block):
                     base = f"{prefix}.{name}." if prefix else f"{name}."
-                    ends = ("attention.out", "cross.out", "feed_forward.down")
+                    ends = [part for part, _ in block.named_modules() if part.endswith(_WRITERS)]
                     scales |= {f"{base}{end}.weight": scale for end in ends}
     return scales
 

@@ -25,6 +25,8 @@ from polytask.models.batch import Batch, Terms
 from polytask.models.buckets import run_bucketed
 from polytask.models.build import make_heads, make_stems
 from polytask.models.cache import KVCache
+from polytask.models.experts.moe import RoutingRecord
+from polytask.models.experts.tasks import check_one_task_a_row
 from polytask.models.features import Features
 from polytask.models.generate import CausalState, MemoryState, generate
 from polytask.models.heads.base import Head, Output, Pairs, known_pairs, on_device, pairs_of
@@ -55,7 +57,8 @@ class MultitaskModel(nn.Module):
     `trunk` is a loaded hub model; without it, one of the shape that `spec.hub` describes.
     `route` (an attribute, None by default) stands in for the feed-forwards of the trunk.
     `tell_tasks` (None by default) is told the task (S,) of every row before a part of the model
-    runs on these rows: adapters that route by task listen there.
+    runs on these rows: adapters that route by task listen there. `on_routed` (None by default) is
+    given what the routers of a pass said, where the trunk has experts.
     """
 
     def __init__(self, spec: ModelSpec, trunk: HubTrunk | None = None) -> None:
@@ -70,9 +73,11 @@ class MultitaskModel(nn.Module):
         with torch.random.fork_rng(devices=[]):
             self.trunk: Transformer | HubTrunk
             if config.hub is None:
-                self.trunk = Transformer(config)
+                names = [head.task for head in spec.heads]
+                self.trunk = Transformer(config, tasks=names)
                 if config.decoder_layers:
-                    sizes = config.model_copy(update={"layers": config.decoder_layers})
+                    changed = {"layers": config.decoder_layers, "experts": None}
+                    sizes = config.model_copy(update=changed)
                     self.decoder = Transformer(sizes, cross=True, bidirectional=False)
             else:
                 self.trunk = trunk or empty_trunk(spec.hub or {})
@@ -85,6 +90,7 @@ class MultitaskModel(nn.Module):
             self.heads = nn.ModuleDict(make_heads(spec, self.dim))
         self.route: Route | None = None
         self.tell_tasks: Callable[[Tensor], None] | None = None
+        self.on_routed: Callable[[RoutingRecord], None] | None = None
         self.task_names = tuple(head.task for head in spec.heads)
         self._kind = [head.kind for head in spec.heads]
         self._slot = _slots(self._kind)
@@ -136,22 +142,37 @@ class MultitaskModel(nn.Module):
         entries = self.entries(batch)
         layout = plan_layout(entries, batch.sequences, summary=self.summary is not None)
         x_SLD, mask = self.spliced(batch, entries, layout, self.summary)
-        if self.route is None:
+        record = None
+        if self.route is None and not self.sparse:
             hidden = self._by_buckets(batch, x_SLD, mask, layout)
         else:
             # Routers balance their load over the whole batch: they get it in one piece.
             valid = mask.valid(layout.width, x_SLD.device)
-            context = RouteContext(batch.task, valid, batch.row)
+            record = RoutingRecord()
+            context = RouteContext(batch.task, valid, batch.row, record=record)
+            if self.config.experts is not None and self.config.experts.router != "blind":
+                check_one_task_a_row(batch, self.task_names)
             hidden = self.trunk(x_SLD, mask, route=self.route, context=context)
         # Heads read an alias: then no feature is computed from another one, and gradients with
         # respect to all of them add up to the whole (Features.tensors).
         pooled = self._pooled(hidden, layout, mask)
         features = Features(hidden.view_as(hidden), pooled, layout, entries)
+        experts = self.config.experts
+        if experts is not None and record is not None and self.training and experts.balance:
+            balance = experts.balance * record.balance(len(self.task_names), experts)
+            features = replace(features, balance=balance)
+        if self.on_routed is not None and record is not None:
+            self.on_routed(record)
         if "generate" in batch.targets:
             decoded = decoder_states(self, features, hidden, batch) if self.has_decoder else None
             weight, bias = lm_weight(self)
             features = replace(features, lm_weight=weight, lm_bias=bias, decoded=decoded)
         return features
+
+    @property
+    def sparse(self) -> tuple[int, ...]:
+        """The blocks of the trunk that have experts."""
+        return self.trunk.sparse if isinstance(self.trunk, Transformer) else ()
 
     def announce(self, task: Tensor) -> None:
         """Say which task (S,) each row of what runs next belongs to."""
@@ -323,6 +344,12 @@ class MultitaskModel(nn.Module):
                 terms.value[name] = value
                 terms.task[name] = pairs.target.task
                 terms.row[name] = pairs.target.row
+            if features.balance is not None:
+                # A value per pair, so that a task's mean is its loss however terms are reduced.
+                task = pairs.target.task
+                name = f"balance.{kind}"
+                terms.value[name] = features.balance[task]
+                terms.task[name], terms.row[name] = task, pairs.target.row
         return terms
 
     def predict(self, batch: Batch, max_new: int | None = None) -> dict[str, Prediction]:

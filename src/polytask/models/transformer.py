@@ -4,7 +4,8 @@ Notable
 - bidirectional, causal, prefix, packed and encoder-decoder attention share one weight layout: which
   of them runs is a matter of the mask and of `memory`, never of the weights;
 - the mask, the rotary angles and the relative bias are made once per pass, not once per layer;
-- a routing hook may replace a layer's feed-forward (experts, skills, task gates) and gets task ids;
+- a routing hook may replace a layer's feed-forward (skills, task gates) and gets task ids; with
+  `experts` some blocks have a `SparseMoE` for a feed-forward, which gets them too;
 - pre-norm, no biases in the norms' shift, output projections initialised smaller with depth
   (std / sqrt(2 layers), Radford et al. 2019), a key/value cache, gradient checkpointing.
 
@@ -14,8 +15,8 @@ F feed-forward width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -27,6 +28,9 @@ from torch.utils.checkpoint import checkpoint
 from polytask.configs import Config
 from polytask.models.attention import attend
 from polytask.models.cache import KVCache
+from polytask.models.experts.config import ExpertsConfig
+from polytask.models.experts.moe import RoutingRecord, SparseMoE
+from polytask.models.experts.routers import TaskEmbedding
 from polytask.models.masks import MaskSpec
 from polytask.models.positions import RelativeBias, rotate, rotations
 
@@ -45,6 +49,9 @@ class TransformerConfig(Config):
     max_length: int = Field(1024, gt=0, description="longest sequence (learned positions only)")
     rope_base: float = Field(10_000.0, gt=1)
     dropout: float = Field(0.0, ge=0, lt=1, description="on each block's two branches")
+    experts: ExpertsConfig | None = Field(
+        None, description="sparse experts instead of some blocks' feed-forward"
+    )
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> TransformerConfig:
@@ -54,6 +61,8 @@ class TransformerConfig(Config):
             raise ValueError(f"heads {self.heads} is not divisible by kv_heads {self.kv_heads}")
         if self.positions == "rope" and (self.dim // self.heads) % 2:
             raise ValueError(f"rope needs an even head width, not {self.dim // self.heads}")
+        if self.experts is not None:
+            self.experts.layers(self.layers)
         return self
 
     @property
@@ -70,6 +79,8 @@ class RouteContext:
     task: Tensor | None  # (S,) task id of each sequence
     valid: Tensor | None  # (S, L) bool, False at padding; None: all tokens are valid
     rows: Tensor | None = None  # (S,) row index of each sequence
+    vectors: Tensor | None = None  # (tasks, E) task embeddings, which the trunk fills in
+    record: RoutingRecord | None = None  # gets what the routers say
 
 
 class Route(Protocol):
@@ -206,14 +217,16 @@ class CrossAttention(nn.Module):
 class Block(nn.Module):
     """x + attention(norm x), then + cross-attention (decoders), then + feed-forward(norm x)."""
 
-    def __init__(self, config: TransformerConfig, cross: bool) -> None:
+    def __init__(
+        self, config: TransformerConfig, cross: bool, moe: SparseMoE | None = None
+    ) -> None:
         super().__init__()
         self.norm1 = make_norm(config.norm, config.dim)
         self.attention = SelfAttention(config)
         self.norm_cross = make_norm(config.norm, config.dim) if cross else None
         self.cross = CrossAttention(config) if cross else None
         self.norm2 = make_norm(config.norm, config.dim)
-        self.feed_forward = FeedForward(config.dim, config.ffn_dim, config.gated)
+        self.feed_forward = moe or FeedForward(config.dim, config.ffn_dim, config.gated)
         self.dropout = config.dropout
 
     def forward(self, x_SLD: Tensor, layer: int, shared: _Pass) -> Tensor:
@@ -221,10 +234,13 @@ class Block(nn.Module):
         if self.cross is not None and self.norm_cross is not None and shared.memory is not None:
             x = x + self._drop(self.cross(self.norm_cross(x), layer, shared))
         h = self.norm2(x)
-        if shared.route is None:
-            h = self.feed_forward(h)
-        else:
+        if shared.route is not None:
             h = shared.route(layer, self.feed_forward, h, shared.context)
+        elif isinstance(self.feed_forward, SparseMoE):
+            c = shared.context
+            h = self.feed_forward(h, c.task, c.vectors, c.valid, c.record, layer)
+        else:
+            h = self.feed_forward(h)
         return x + self._drop(h)
 
     def _drop(self, h: Tensor) -> Tensor:
@@ -234,16 +250,31 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Blocks and a final norm. With `cross`, blocks also attend to a memory (a decoder)."""
+    """Blocks and a final norm. With `cross`, blocks also attend to a memory (a decoder).
+
+    With `config.experts`, blocks `sparse` have experts; `tasks` are the names that gates go by.
+    """
 
     def __init__(
-        self, config: TransformerConfig, *, cross: bool = False, bidirectional: bool = True
+        self,
+        config: TransformerConfig,
+        *,
+        cross: bool = False,
+        bidirectional: bool = True,
+        tasks: Sequence[str] = (),
     ) -> None:
         """`bidirectional` only matters to relative positions: buckets for both directions."""
         super().__init__()
         self.config = config
         self.dim = config.dim
-        self.blocks = nn.ModuleList(Block(config, cross) for _ in range(config.layers))
+        experts = config.experts
+        self.sparse = () if experts is None else experts.layers(config.layers)
+        self.blocks = nn.ModuleList(
+            Block(config, cross, self._moe(layer, tasks)) for layer in range(config.layers)
+        )
+        self.task_embedding: TaskEmbedding | None = None
+        if experts is not None and experts.router == "conditioned":
+            self.task_embedding = TaskEmbedding(len(tasks), experts.task_dim)
         self.norm = make_norm(config.norm, config.dim)
         self.learned: nn.Embedding | None = None
         self.relative: RelativeBias | None = None
@@ -252,6 +283,12 @@ class Transformer(nn.Module):
         elif config.positions == "relative":
             self.relative = RelativeBias(config.heads, 32, 128, bidirectional)
         self.gradient_checkpointing = False
+
+    def _moe(self, layer: int, tasks: Sequence[str]) -> SparseMoE | None:
+        experts = self.config.experts
+        if experts is None or layer not in self.sparse:
+            return None
+        return SparseMoE(self.dim, experts, tasks, self.sparse.index(layer))
 
     def forward(
         self,
@@ -280,8 +317,10 @@ class Transformer(nn.Module):
         shared, positions = self._shared(x_SLD, mask, memory, cache, positions)
         shared.route = route
         shared.context = context or RouteContext(
-            None, mask.valid(x_SLD.shape[1], x_SLD.device) if route is not None else None
+            None, mask.valid(x_SLD.shape[1], x_SLD.device) if route or self.sparse else None
         )
+        if self.task_embedding is not None:
+            shared.context = replace(shared.context, vectors=self.task_embedding())
         x = x_SLD
         if self.learned is not None and start == 0:
             x = x + self._learned(positions)
