@@ -156,6 +156,14 @@ def test_integer_buffers_may_be_missing_or_additional(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("unread")
+def test_numbers_of_8_bits_are_refused(tmp_path: Path) -> None:
+    for name in ("base", "a"):
+        state_folder(tmp_path / name, {"w": torch.ones(3).to(torch.float8_e4m3fn)})
+    with pytest.raises(MergeError, match="a: tensor 'w' has 8 bits a value"):
+        plan_of(tmp_path)
+
+
+@pytest.mark.usefixtures("unread")
 def test_a_method_that_needs_a_base_or_other_numbers_of_models_says_so(tmp_path: Path) -> None:
     folders(tmp_path)
     with pytest.raises(MergeError, match="name the base model"):

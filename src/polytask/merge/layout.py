@@ -170,6 +170,11 @@ class Builder:
         for number, key in models:
             source = self.sources[number]
             check_shape(source.name, key, frame, source.headers[key])
+            if source.headers[key].dtype.itemsize == 1:
+                raise MergeError(
+                    f"{source.name}: tensor '{key}' has 8 bits a value ({frame.dtype}), codes that "
+                    "mean something only with their scales. Merge the models it was made from"
+                )
         base = None if self.recipe.base is None else (self.recipe.base, base_key)
         method = self._method(part, name, t)
         whole = not method.elementwise or any(

@@ -95,6 +95,8 @@ def find_judges(plan: Plan, config: CompareConfig, home: Path) -> list[Judge]:
         raise ConfigError(f"compare: a merge with {what} has no model of the same shape to go with")
     experts = plan.recipe.experts
     names = [plan.recipe.models[n].name for n in experts]
+    if {MERGE, BASE} & set(names):
+        raise ConfigError(f"compare: '{MERGE}' and '{BASE}' are columns; give models other names")
     owner: dict[str, str] = {}
     for task, entry in config.tasks.items():
         if entry.model is None and any(plan.heads[n] for n in experts):
