@@ -79,8 +79,9 @@ def texts(seed: int, part: str, smoke: bool) -> Texts:
     """Test or validation documents, the same for every arm of a seed."""
     family = bed.family(seed, bed.SMOKE if smoke else bed.FULL)
     count = 2 if smoke else {"valid": 15, "test": 30}[part]
-    made = {d: text.documents(d, part, count, LENGTH, seed) for d in DOMAINS}
-    made[SWITCHING] = text.switching(part, 2 * count, LENGTH, EVERY, seed)
+    length = LENGTH if not smoke else LENGTH // 2
+    made = {d: text.documents(d, part, count, length, seed) for d in DOMAINS}
+    made[SWITCHING] = text.switching(part, 2 * count, length, EVERY, seed)
     logits = {name: family.logits(ids) for name, ids in made.items()}
     return Texts({name: torch.from_numpy(ids).long() for name, ids in made.items()}, logits)
 
@@ -103,7 +104,7 @@ class Trial:
                 notes[f"{name} alpha"] = alpha.mean(0).tolist()
                 notes[f"{name} acts"] = (alpha > 0).double().mean(0).tolist()
                 if name == SWITCHING:
-                    notes["right expert"] = _right(alpha, seed, len(test.ids[name]))
+                    notes["right expert"] = _right(alpha, seed, test.ids[name].shape)
             elif self.name in ("large", "base"):
                 bits[name] = test.scored(name, Alone(), [("large", "base").index(self.name)])[0]
             elif self.name == "expert":
@@ -147,10 +148,11 @@ def _mean(valid: Texts, names: Sequence[str], alpha: float) -> float:
     return sum(valid.static(n, [DOMAINS.index(n)], (alpha,)) for n in names)
 
 
-def _right(alpha: Tensor, seed: int, documents: int) -> float:
+def _right(alpha: Tensor, seed: int, shape: Sequence[int]) -> float:
     """Share of the steps with an acting expert in which it is the one of the text's domain."""
-    drawn = text.order_of(documents, -(-LENGTH // EVERY), "test", seed)
-    domain = torch.from_numpy(drawn).repeat_interleave(EVERY, 1)[:, PROMPT:LENGTH].flatten()
+    documents, length = shape
+    drawn = text.order_of(documents, -(-length // EVERY), "test", seed)
+    domain = torch.from_numpy(drawn).repeat_interleave(EVERY, 1)[:, PROMPT:length].flatten()
     acts = alpha.max(1).values > 0
     return float((alpha.argmax(1) == domain)[acts].double().mean())
 
