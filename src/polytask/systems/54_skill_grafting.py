@@ -17,10 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from polytask.merge.graft import random_mask
-from polytask.merge.graft_delta import overlap
 from polytask.merge.graft_fit import MaskConfig
 from polytask.study import Arm, Budget, Claim, Evidence, Result, Size
 from polytask.study.judge import judge_all
@@ -28,7 +26,7 @@ from polytask.systems import card as card_of
 from polytask.systems.base import Outcome, Say
 from polytask.systems.graft_run import GraftRunConfig, graft_run
 from polytask.systems.testbeds import names, names_grafts, names_texts
-from polytask.systems.testbeds.names_grafts import MULTITASK, Bed
+from polytask.systems.testbeds.names_grafts import Bed
 
 MAIN, SMALL = 0.01, 0.001
 FULL = names_grafts.Setting(
@@ -69,10 +67,10 @@ class Trial:
         if self.name in LINES:
             return _line(bed, LINES[self.name])
         made = {task: self.state(bed, task) for task in bed.tasks}
-        metrics, notes = _judged(bed, {task: state for task, (state, _) in made.items()})
+        metrics, rows = bed.scores({task: state for task, (state, _) in made.items()})
         bits = {task: count for task, (_, count) in made.items()}
         size = bed.graft(bed.tasks[0], MAIN).size
-        return Result(metrics, _spent(bed), {**notes, "bits": bits, "of": size})
+        return Result(dict(metrics), _spent(bed), {"tasks": rows, "bits": bits, "of": size})
 
     def state(self, bed: Bed, task: str) -> tuple[names.State, int]:
         """The arm's model for a task, and how many parameters differ from the base."""
@@ -109,70 +107,30 @@ def _spent(bed: Bed) -> Budget:
     return Budget(steps=steps, rows=steps * bed.setting.batch)
 
 
-def _judged(
-    bed: Bed, states: Mapping[str, names.State]
-) -> tuple[dict[str, float | None], dict[str, Any]]:
-    """Means over the tasks, and the tasks' own values as notes."""
-    found: dict[str, dict[str, float]] = {}
-    for task, state in states.items():
-        diagram, accuracy, guess = bed.judge(state, task)
-        _, before, _ = bed.judge(bed.base, task)
-        _, after, tuned = bed.judge(bed.finetuned(task), task)
-        found[task] = {
-            "accuracy": accuracy,
-            "ece": diagram.ece,
-            "overconfidence": diagram.overconfidence,
-            "agreement": float((guess == tuned).mean()),
-            "kept": (accuracy - before) / (after - before) if after > before else float("nan"),
-        }
-    keys = next(iter(found.values())).keys()
-    means = {key: sum(row[key] for row in found.values()) / len(found) for key in keys}
-    return dict(means), {"tasks": {t: _finite(row) for t, row in found.items()}}
-
-
-def _finite(row: Mapping[str, float]) -> dict[str, float | None]:
-    return {key: value if value == value else None for key, value in row.items()}
-
-
 def _line(bed: Bed, share: float) -> Result:
     """The accuracy that a share of the gain would be."""
-    base = [bed.judge(bed.base, task)[1] for task in bed.tasks]
-    tuned = [bed.judge(bed.finetuned(task), task)[1] for task in bed.tasks]
-    line = sum(b + share * (t - b) for b, t in zip(base, tuned, strict=True)) / len(base)
+    ends = [
+        [names_grafts.judged(bed.setting, bed.seed, task, model)[1] for task in bed.tasks]
+        for model in ("pretrained", "fine-tuned")
+    ]
+    line = sum(b + share * (t - b) for b, t in zip(*ends, strict=True)) / len(bed.tasks)
     return Result({"accuracy": line}, _spent(bed))
 
 
 def _multitask(bed: Bed, name: str) -> Result:
     """One model for all tasks: how regions overlap, and what purging one does to whom."""
-    spent = Budget(
-        steps=bed.setting.multitask_steps, rows=bed.setting.multitask_steps * bed.setting.batch
-    )
+    steps = bed.setting.multitask_steps
+    spent = Budget(steps=steps, rows=steps * bed.setting.batch)
     if name != "multitask":
         return Result({"overlap": 0.3, "purge_drop": 0.0}, spent)
-    state, tasks = bed.finetuned(MULTITASK), bed.tasks
-    regions = []
-    for task in tasks:
-        graft, found = bed.learned(task, MAIN, MULTITASK)
-        regions.append(graft.sparse(found.mask, task))
-    shared = overlap(regions)
-    whole = [bed.judge(state, task)[1] for task in tasks]
-    purged = [[bed.judge(region.purge(state, bed.base), t)[1] for t in tasks] for region in regions]
-    alone = [[bed.judge(region.apply(bed.base), t)[1] for t in tasks] for region in regions]
-    drop = torch.tensor(whole) - torch.tensor(purged)  # (region, task)
+    found = names_grafts.regions(bed, MAIN)
     metrics = {
-        "overlap": _off(shared),
-        "purge_drop": float(drop.diagonal().mean()) - _off(drop),
-        "accuracy": sum(whole) / len(whole),
-        "accuracy_after_own_purge": float(torch.tensor(purged).diagonal().mean()),
+        "overlap": names_grafts.off_diagonal(found.overlap),
+        "purge_drop": float(found.drop.diagonal().mean()) - names_grafts.off_diagonal(found.drop),
+        "accuracy": float(found.whole.mean()),
+        "accuracy_after_own_purge": float(found.purged.diagonal().mean()),
     }
-    notes = {"overlap": shared.tolist(), "whole": whole, "purged": purged, "grafted": alone}
-    return Result(dict(metrics), spent, {"tasks": list(tasks), **notes})
-
-
-def _off(matrix: Tensor) -> float:
-    """Mean of what is not on the diagonal."""
-    outside = ~torch.eye(len(matrix), dtype=torch.bool)
-    return float(matrix[outside].mean())
+    return Result(dict(metrics), spent, {"tasks": list(bed.tasks), **found.to_dict()})
 
 
 PLAIN = ("pretrained", "fine-tuned", "random mask", "random delta", "sign dropped", "not rounded")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from polytask.data.embedded.sources import cache_root
 from polytask.evaluate.calibration import Reliability, reliability
 from polytask.evaluate.metric import Floats
 from polytask.merge.graft import Graft
+from polytask.merge.graft_delta import overlap
 from polytask.merge.graft_fit import FittedMask, MaskConfig, fit_mask
 from polytask.systems.testbeds import names, names_texts
 
@@ -114,11 +116,48 @@ class Bed:
         p, truth = self.probabilities(state, task), self.labels(task)
         return reliability(p, truth), float((p.argmax(1) == truth).mean()), p.argmax(1)
 
+    def scores(
+        self, states: Mapping[str, names.State]
+    ) -> tuple[dict[str, float], dict[str, dict[str, float | None]]]:
+        """Means over the tasks, each with its own state, and the tasks' own values.
+
+        kept: share of what fine-tuning gained; NaN (None) where it gained nothing.
+        """
+        found: dict[str, dict[str, float]] = {}
+        for task, state in states.items():
+            diagram, accuracy, guess = self.judge(state, task)
+            _, before, _ = judged(self.setting, self.seed, task, "pretrained")
+            _, after, tuned = judged(self.setting, self.seed, task, "fine-tuned")
+            found[task] = {
+                "accuracy": accuracy,
+                "ece": diagram.ece,
+                "overconfidence": diagram.overconfidence,
+                "agreement": float((guess == tuned).mean()),
+                "kept": (accuracy - before) / (after - before) if after > before else math.nan,
+            }
+        keys = next(iter(found.values())).keys()
+        means = {key: sum(row[key] for row in found.values()) / len(found) for key in keys}
+        rows = {
+            task: {key: value if math.isfinite(value) else None for key, value in row.items()}
+            for task, row in found.items()
+        }
+        return means, rows
+
 
 @functools.lru_cache(maxsize=2)
 def bed(setting: Setting, seed: int) -> Bed:
     """The testbed of a seed."""
     return Bed(setting, seed, names.untrained(seed, setting.population))
+
+
+@functools.lru_cache(maxsize=32)
+def judged(
+    setting: Setting, seed: int, task: str, model: Literal["pretrained", "fine-tuned"]
+) -> tuple[Reliability, float, Any]:
+    """`Bed.judge` of the two models that every arm is held against."""
+    found = bed(setting, seed)
+    state = found.base if model == "pretrained" else found.finetuned(task)
+    return found.judge(state, task)
 
 
 def _path(of: Bed, what: str, *content: Any) -> Any:
@@ -211,3 +250,51 @@ def random_delta(graft: Graft, mask: Tensor, seed: int) -> Tensor:
 def with_delta(graft: Graft, delta: Tensor) -> dict[str, Tensor]:
     """The base plus other values for all coordinates."""
     return replace(graft, delta=delta).state(torch.ones_like(delta))
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Regions of the tasks of one multitask model, rows and columns in the order of the tasks.
+
+    overlap: O_ij. whole: (T,) accuracy of the model. purged: (T, T) accuracy on task j with
+    region i set back to the base. grafted: (T, T) accuracy on task j with region i alone.
+    """
+
+    overlap: Tensor
+    whole: Tensor
+    purged: Tensor
+    grafted: Tensor
+
+    @property
+    def drop(self) -> Tensor:
+        """(T, T) what purging region i costs task j."""
+        return self.whole - self.purged
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists."""
+        names_ = ("overlap", "whole", "purged", "grafted")
+        return {name: getattr(self, name).tolist() for name in names_}
+
+
+def regions(of: Bed, sparsity: float) -> Regions:
+    """Learn a region for every task within the multitask model, and take each out."""
+    state, tasks, cut = of.finetuned(MULTITASK), of.tasks, []
+    for task in tasks:
+        graft, found = of.learned(task, sparsity, MULTITASK)
+        cut.append(graft.sparse(found.mask, task))
+
+    def accuracies(one: names.State) -> list[float]:
+        return [of.judge(one, task)[1] for task in tasks]
+
+    return Regions(
+        overlap(cut),
+        torch.tensor(accuracies(state)),
+        torch.tensor([accuracies(region.purge(state, of.base)) for region in cut]),
+        torch.tensor([accuracies(region.apply(of.base)) for region in cut]),
+    )
+
+
+def off_diagonal(matrix: Tensor) -> float:
+    """Mean of what is not on the diagonal."""
+    outside = ~torch.eye(len(matrix), dtype=torch.bool)
+    return float(matrix[outside].mean())
