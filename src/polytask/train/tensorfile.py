@@ -97,8 +97,8 @@ def _view(memory: Tensor) -> memoryview:
     return memoryview(array)
 
 
-def read_file(path: Path) -> tuple[dict[str, Tensor], str]:
-    """The tensors and the file's `Checksum` text.
+def read_file(path: Path, check: bool = True) -> tuple[dict[str, Tensor], str]:
+    """The tensors and the file's `Checksum` text (empty without `check`, which reads all of it).
 
     Tensors are views of the file, mapped privately: copy what is to outlive it. `CheckpointError`
     when the file cannot be read or does not hold what its header says.
@@ -118,7 +118,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], str]:
         found = {name: _tensor(data, entry) for name, entry in header.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    return found, checksum(view)
+    return found, checksum(view) if check else ""
 
 
 def _tensor(data: Tensor, entry: Mapping[str, Any]) -> Tensor:

@@ -234,7 +234,8 @@ class TaskRouter(nn.Module):
             # [x ; e_t] W as a sum: e_t W_e is made once per task, not once per token.
             own, shared = self.gates[0][self.dim :], self.gates[0][: self.dim]
             offset = (vectors.float() @ own.float())[task]  # (S, N)
-            return torch.matmul(x, shared.to(x.dtype)).float() + offset[:, None]
+            logits: Tensor = torch.matmul(x, shared.to(x.dtype)).float() + offset[:, None]
+            return logits
         if len(self.gates) == 1 or (x.device.type == "cpu" and bool((task == task[0]).all())):
             gate = self.gates[int(task[0]) if len(self.gates) > 1 else 0]
             return torch.matmul(x, gate.to(x.dtype))
