@@ -18,6 +18,7 @@ GOOD = {"method": "ties", "base": "org/base", "models": {"a": "org/a", "b": {"mo
     ("change", "told"),
     [
         ({"method": "tie"}, "unknown merging method 'tie'. Did you mean 'ties'?"),
+        ({"method": "adamerging"}, "it is `polytask run adamerging`"),
         ({"method": None}, "key 'method' is required"),
         ({"bse": "x"}, "unknown key 'bse'. Did you mean 'base'?"),
         ({"parameters": {"densty": 0.2}}, "ties has no parameter 'densty'. Did you mean 'density'"),

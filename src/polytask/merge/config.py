@@ -122,6 +122,11 @@ def parse_config(data: Mapping[str, Any], where: str = "the configuration") -> M
     name = given.get("method")
     if not isinstance(name, str):
         raise ConfigError(f"{where}: key 'method' is required, one of {', '.join(METHODS.names())}")
+    if name == "adamerging":
+        raise ConfigError(
+            f"{where}: AdaMerging learns from inputs, which a merge of files has not; it is "
+            "`polytask run adamerging`"
+        )
     factory = METHODS.get(name)
     given["models"] = _models(given.get("models"), factory.per_model, where)
     rules = given.get("tensors", ())
