@@ -1,6 +1,7 @@
 """Aggregation equals bare TorchJD, over micro-batches too; names, options and memory."""
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -183,20 +184,54 @@ def test_every_rule_has_the_right_shape_and_a_nan_row_gives_nan(name: str) -> No
     assert combiner(name)(matrix).isnan().all()
 
 
+# k of A(s G) = s^k A(G). FairGrad: weights solve (G G^T) w = w^(-1 / alpha), alpha 2.
+DEGREES = {**dict.fromkeys(sorted(BARE), 1.0), "random": 1.0, "fairgrad": -1 / 3}
+del DEGREES["nash_mtl"]
+
+
+@pytest.mark.parametrize("name", sorted(DEGREES))
+@pytest.mark.parametrize("scale", [1e-12, 1e-3, 1e6])
+def test_the_scale_of_gradients_passes_through_a_rule(name: str, scale: float) -> None:
+    """Bare CAGrad takes a matrix of norm below .01 for zero; bare solvers stop early or late."""
+    matrix = torch.randn(3, 12, generator=torch.Generator().manual_seed(1))
+    found = []
+    for factor in (1.0, scale):
+        torch.manual_seed(0)
+        found.append(combiner(name)(matrix * factor))
+    assert float(found[0].norm()) > 0
+    torch.testing.assert_close(
+        found[1] / scale ** DEGREES[name], found[0], rtol=1e-4, atol=1e-5 * float(found[0].norm())
+    )
+
+
+def test_nash_cuts_what_is_longer_than_its_norm() -> None:
+    matrix = 1e3 * torch.randn(3, 12, generator=torch.Generator().manual_seed(1))
+    cut, free = (combiner("nash_mtl", max_norm=norm)(matrix) for norm in (1.0, 0.0))
+    assert float(free.norm()) > 1
+    torch.testing.assert_close(cut, free / free.norm())
+
+
+@pytest.mark.parametrize("name", sorted(aggregators))
+def test_gradients_that_are_zero_give_zero(name: str) -> None:
+    assert torch.equal(combiner(name)(torch.zeros(3, 5)), torch.zeros(5))
+
+
 @pytest.mark.parametrize("name", ["gradvac", "nash_mtl"])
-def test_memory_survives_saving(name: str) -> None:
-    torch.manual_seed(0)
-    matrices = torch.randn(6, 3, 20)
-    rule = GradientCombiner(name)
-    for matrix in matrices[:3]:
-        rule(matrix)
-    again = GradientCombiner(name)
-    again.restore(rule.state())
-    for matrix in matrices[3:]:
-        torch.manual_seed(1)
-        expected = rule(matrix)
-        torch.manual_seed(1)
-        assert torch.equal(again(matrix), expected)
+def test_memory_survives_saving_bit_for_bit(name: str) -> None:
+    """Saved as JSON and read back at every step, against a rule that was never saved."""
+    matrices = torch.randn(8, 3, 20, generator=torch.Generator().manual_seed(0))
+    whole = GradientCombiner(name)
+    resumed = GradientCombiner(name)
+    for matrix in matrices:
+        kept = json.loads(json.dumps(resumed.state()))
+        resumed = GradientCombiner(name)
+        resumed.restore(kept)
+        found = []
+        for rule in (whole, resumed):
+            torch.manual_seed(1)
+            found.append(rule(matrix))
+        assert torch.equal(*found)
+        assert resumed.state() == whole.state()
 
 
 def test_memory_is_kept_apart_for_different_sets_of_tasks() -> None:

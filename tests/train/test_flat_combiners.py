@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from polytask.train.aggregation import combiner
-from polytask.train.flat import HOMOGENEOUS, FlatMTL, _apply
+from polytask.train.flat import FlatMTL
 
 
 def gradients(tasks: int, seed: int, params: int = 12) -> Tensor:
@@ -103,24 +103,6 @@ def test_imtl_g_has_equal_projections_by_the_closed_form(seed: int) -> None:
     torch.testing.assert_close(found, weights @ g, rtol=1e-3, atol=1e-3)
     projections = unit @ found
     torch.testing.assert_close(projections, projections[0].expand(3), rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("name", sorted(HOMOGENEOUS))
-@pytest.mark.parametrize("scale", [1e-7, 1.0, 1e4])
-def test_rules_see_no_scale(name: str, scale: float) -> None:
-    """Without care CAGrad returns zero for a matrix of norm below .01: h would be lost."""
-    g = gradients(3, 1)
-    torch.manual_seed(0)
-    expected = _apply(combiner(name), g) * scale
-    torch.manual_seed(0)
-    found = _apply(combiner(name), g * scale)
-    assert float(expected.norm()) > 0
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * scale)
-
-
-def test_a_zero_matrix_gives_zero_whatever_the_rule() -> None:
-    for name in sorted(HOMOGENEOUS):
-        assert torch.equal(_apply(combiner(name), torch.zeros(2, 5)), torch.zeros(5))
 
 
 @pytest.mark.parametrize(

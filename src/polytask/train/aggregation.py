@@ -27,6 +27,8 @@ class Rule:
     build: Callable[[int, dict[str, float]], Any]
     options: Mapping[str, float] = field(default_factory=dict)
     state: tuple[str, ...] = ()  # attributes of its weighting that are its memory
+    degree: Callable[[Mapping[str, float]], float] | None = lambda options: 1.0
+    """k of A(s G) = s^k A(G) for every s > 0, from the options; None where there is no such k."""
 
 
 aggregators: Registry[Rule] = Registry("aggregator")
@@ -74,7 +76,10 @@ for _name, _class in {
     aggregators.add(_name, Rule(_plain(_class)))
 aggregators.add("mgda", Rule(_mgda, {"epsilon": 1e-3, "max_iters": 100}))
 aggregators.add("cagrad", Rule(_plain("CAGrad"), {"c": 0.4}))
-aggregators.add("fairgrad", Rule(_plain("FairGrad"), {"alpha": 2.0}))
+aggregators.add(
+    "fairgrad",  # its weights solve (G G^T) w = w^(-1 / alpha)
+    Rule(_plain("FairGrad"), {"alpha": 2.0}, degree=lambda o: (1 - o["alpha"]) / (1 + o["alpha"])),
+)
 aggregators.add("gradvac", Rule(_plain("GradVac"), {"beta": 0.5}, state=("_phi_t",)))
 aggregators.add(
     "nash_mtl",
@@ -82,6 +87,7 @@ aggregators.add(
         _nash,
         {"max_norm": 1.0, "update_weights_every": 1, "optim_niter": 20},
         state=("prvs_alpha", "normalization_factor", "step"),
+        degree=None,  # 0 in the paper; TorchJD's solver minds the scale, and a long result is cut
     ),
 )
 
@@ -124,6 +130,8 @@ class GradientCombiner:
         the weights (tasks,) where the rule has some.
 
         Rules that only look at inner products never need the whole (tasks, params) matrix at once.
+        A rule that is homogeneous sees gradients of norm 1 together, since TorchJD's solvers take
+        small ones for zero (CAGrad a norm below .01); gradients that are all zero give zero.
         A non-finite Jacobian gives NaN gradients instead of a solver's error, so that whoever
         checks gradients can say whose fault it was.
         """
@@ -134,17 +142,24 @@ class GradientCombiner:
         gramian = torch.stack([j @ j.T for j in flat]).sum(0)  # (tasks, tasks)
         if not bool(torch.isfinite(gramian).all()):
             return [torch.full_like(j[0], torch.nan) for j in jacobians], None
+        size, degree = float(gramian.trace().sqrt()), 1.0
+        if size == 0:  # solvers divide by it
+            return [torch.zeros_like(j[0]) for j in jacobians], None
+        if self.rule.degree is None:
+            size = 1.0
+        else:
+            degree = self.rule.degree(self.options)
         if isinstance(member, GramianWeightedAggregator):
-            weights = member.gramian_weighting(gramian)
+            weights = member.gramian_weighting(gramian / size**2)
         elif isinstance(member, WeightedAggregator):
             with warnings.catch_warnings():  # cvxpy's remark on speed, for Nash-MTL every step
                 warnings.filterwarnings("ignore", message=".*parameterized problem.*not DPP")
-                weights = member.weighting(torch.cat(flat, 1))
+                weights = member.weighting(torch.cat(flat, 1) / size)
         else:
-            vector = member(torch.cat(flat, 1))
+            vector = member(torch.cat(flat, 1) / size) * size**degree
             parts = vector.split([j.shape[1] for j in flat])
             return [p.view_as(j[0]).to(j.dtype) for p, j in zip(parts, jacobians)], None
-        weights = weights.to(flat[0])
+        weights = weights.to(flat[0]) * size ** (degree - 1)
         return [(weights @ f).view_as(j[0]).to(j.dtype) for f, j in zip(flat, jacobians)], weights
 
     def _member(self, rows: tuple[int, ...]) -> Any:

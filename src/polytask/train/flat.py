@@ -178,8 +178,9 @@ class FlatMTL:
         """The update of the shared parameters (P,)."""
         flat = report.flat_gradients
         if self.aggregation == "direct" or flat is None or report.gradients is None:
-            return _apply(self.combine, report.sam_gradients)
-        return _apply(self.combine, report.gradients) + _apply(self.combine_flat, flat)
+            return self.combine(report.sam_gradients)
+        plain = self.combine(report.gradients)
+        return plain + self.combine_flat(flat) if bool(flat.any()) else plain  # no 0 / 0
 
     def _climb(
         self, passes: Passes, first: PlainPass, task: int, model: nn.Module | None
@@ -221,20 +222,3 @@ class FlatMTL:
                     f"({float(report.perturbed_losses[row])}) or a gradient is not finite; "
                     "no gradient was written"
                 )
-
-
-# Rules with A(s G) = s A(G) for s > 0. TorchJD's solvers take a matrix of small norm (below .01 in
-# CAGrad) for zero, and h is that small when rho is: these rules get to see a matrix of norm 1.
-_DIRECT = {"mean", "sum", "pcgrad", "gradvac", "config"}
-_SOLVERS = {"upgrad", "dualproj", "mgda", "cagrad", "imtl_g", "aligned_mtl"}
-HOMOGENEOUS = frozenset(_DIRECT | _SOLVERS)
-
-
-def _apply(combine: Combiner, matrix: Tensor) -> Tensor:
-    """The combiner on a matrix of any scale; zero for a zero matrix, where solvers divide by 0."""
-    scale: Tensor = torch.linalg.matrix_norm(matrix)
-    if float(scale) == 0:
-        return matrix.new_zeros(matrix.shape[1])
-    if getattr(combine, "name", None) in HOMOGENEOUS:
-        return combine(matrix / scale) * scale
-    return combine(matrix)
