@@ -77,9 +77,10 @@ def gradient_free(
         tried = _reflected(at + step * drawn, low, high)
         value = float(score(_point(tried)))
         history.append((_point(tried), value))
-        # Accuracy is a staircase: a step to an equal score is taken, so that the search can
-        # leave a plateau, but it is no success.
-        step = min(step * (GROW if value > here else SHRINK), high - low)
+        # Accuracy is a staircase: a step to an equal score is taken and leaves the step size as it
+        # is, so that the search can walk off a plateau.
+        if value != here:
+            step = min(step * (GROW if value > here else SHRINK), high - low)
         if value >= here:
             at, here = tried, value
     best, value = max(history, key=lambda entry: -math.inf if math.isnan(entry[1]) else entry[1])

@@ -58,7 +58,8 @@ def fisher_diagonal(
     count = 0
 
     def log_p(tensors: Mapping[str, Tensor], one: Any, label: Tensor) -> Tensor:
-        return torch.log_softmax(forward(tensors, _map(one, lambda t: t[None]))[0], -1)[label]
+        logits = forward(tensors, _map(one, lambda t: t[None]))[0]
+        return torch.log_softmax(logits, -1).gather(0, label[None])[0]
 
     slopes = vmap(grad(log_p), in_dims=(None, 0, 0), randomness="error")
     for batch in batches:
@@ -66,7 +67,9 @@ def fisher_diagonal(
         with torch.no_grad():
             p = torch.softmax(forward(leaves, inputs).float(), -1)  # (n, classes)
         if targets == "expected":
-            draws = [(torch.full((len(p),), c), p[:, c]) for c in range(p.shape[1])]
+            # Classes masked with minus infinity have no probability and no slope.
+            there = p.amax(0).nonzero()[:, 0].tolist()
+            draws = [(torch.full((len(p),), c), p[:, c]) for c in there]
         elif targets == "sampled":
             generator = rng.torch_generator(seed, "fisher", count)
             drawn = torch.multinomial(p.cpu(), 1, generator=generator)[:, 0]
