@@ -183,9 +183,7 @@ class Adapters(nn.Module):
             )
         for name, table in self._task_tables().items():
             table.reset(len(tasks), rng.derive(seed, name))
-        names = RowTasks(tasks)
-        self.row_tasks.names = names.names
-        self.row_tasks.forget()
+        self._rename(tasks)
         if not keep:
             for layer in self.routed().values():
                 layer.redraw(seed)
@@ -206,21 +204,28 @@ class Adapters(nn.Module):
         for parameter in self.layers.parameters():
             parameter.requires_grad_(False)
 
-    def to_uniform(self, collapse: bool = True) -> None:
+    def to_uniform(self, collapse: bool = True, tasks: Sequence[str] | None = None) -> None:
         """MHR-mu: uniform mixture from now on; modules train, no row does.
 
         `collapse`: the modules are averaged first and one is tuned. Without it all S stay, with
-        gradients of 1 / S each: the same function, other step sizes.
+        gradients of 1 / S each: the same function, other step sizes. `tasks`: new names.
         """
         if self.config.method not in ("mhr", "poly"):
             raise AdaptError(f"'{self.config.method}' adapters have no inventory to average")
+        if tasks is not None:
+            self._rename(tasks)
         for table in self._task_tables().values():
             table.make_uniform()
+            table.tasks = len(self.tasks)
             if collapse:
                 table.modules_ = 1
         if collapse:
             for layer in self.routed().values():
                 layer.average_modules()
+
+    def _rename(self, tasks: Sequence[str]) -> None:
+        self.row_tasks.names = RowTasks(tasks).names
+        self.row_tasks.forget()
 
     def _task_tables(self) -> dict[str, TaskTable]:
         return {k: t for k, t in self.tables.items() if isinstance(t, TaskTable)}

@@ -71,7 +71,8 @@ def attach(
 
 
 def _follow(adapters: Adapters, model: nn.Module) -> None:
-    """Put the adapters' parameters on the base's device; they stay float32."""
+    """Put the adapters where the base is, in its mode (training or not); they stay float32."""
+    adapters.train(model.training)
     first = next(model.parameters(), None)
     if first is not None:
         adapters.to(first.device)
@@ -185,7 +186,8 @@ class _AddUpdate:
         self.layer = layer
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output + self.layer(inputs[0])
+        update: Tensor = self.layer(inputs[0])
+        return output + update
 
 
 class _AfterModule:
@@ -207,6 +209,6 @@ class _BeforeNorm(_AfterModule):
     """Hook on a normalisation: LN(s + u(LN(s))), Pfeiffer's placement."""
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        norm: Any = type(module)  # its forward, without calling this hook again
-        again: Tensor = norm.forward(module, inputs[0] + self.added(output))
+        forward: Any = module.forward  # without the hooks: this one must not be called again
+        again: Tensor = forward(inputs[0] + self.added(output))
         return again

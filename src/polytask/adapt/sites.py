@@ -12,6 +12,7 @@ from polytask.errors import AdaptError, suggestion
 
 HOME = "adapters"  # the submodule that holds everything an adapted model learns
 _SKIPPED = (HOME, "heads")  # top-level parts whose layers are never meant by 'all'
+_READOUTS = ("lm_head", "embed_out", "pooler", "classifier", "score")  # nor are these
 
 
 def find_sites(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Module]:
@@ -42,7 +43,10 @@ def linear_sites(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Modu
         found = {
             n: m
             for n, m in model.named_modules()
-            if is_linear(m) and not _inside(n, _SKIPPED) and _bypass(m) is None
+            if is_linear(m)
+            and not _inside(n, _SKIPPED)
+            and not set(_READOUTS) & set(n.split("."))
+            and _bypass(m) is None
         }
         if not found:
             raise AdaptError(f"{type(model).__name__} has no linear layer to adapt")

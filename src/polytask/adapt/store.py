@@ -41,6 +41,7 @@ def save(adapters: Adapters, folder: Path) -> None:
             "adapt": adapters.config.model_dump(mode="json", by_alias=True, exclude_unset=True),
             "tasks": list(adapters.tasks),
             "sites": list(adapters.sites),
+            "sources": _source_names(adapters),
             "uniform": _is_uniform(adapters),
         },
         **_described(adapters),
@@ -103,6 +104,12 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         return dict(load_file(str(path)))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _source_names(adapters: Adapters) -> list[str]:
+    if adapters.config.method not in ("scalearn", "fusion"):
+        return []
+    return list(next(iter(adapters.banks().values())).bank.names)
 
 
 def _is_uniform(adapters: Adapters) -> bool:
@@ -340,8 +347,7 @@ def _sources_in(
 
     sites = record["polytask"]["sites"]
     banks = {s: {p: tensors[f"layers.{key_of(s)}.bank.{p}"] for p in _PARTS} for s in sites}
-    count = len(banks[sites[0]]["up"])
     return {
-        f"source {i}": {s: {p: t[i] for p, t in parts.items()} for s, parts in banks.items()}
-        for i in range(count)
+        name: {s: {p: t[i] for p, t in parts.items()} for s, parts in banks.items()}
+        for i, name in enumerate(record["polytask"]["sources"])
     }

@@ -17,6 +17,7 @@ from polytask import __version__
 # name -> one line of help; the module polytask.cli.NAME holds `app`, a typer app
 COMMANDS: dict[str, str] = {
     "train": "Train one model on many tasks. Without arguments: the starter job on real data.",
+    "adapt": "Add tasks to a run or a hub model with few parameters and few examples.",
     "predict": "Answer a task for the rows of a file, with a trained run.",
     "infer": "Use models together: 'infer fuse' steers a large model by small experts.",
     "evaluate": "Score a run again: its own test rows or a file of yours.",

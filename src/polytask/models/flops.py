@@ -56,6 +56,8 @@ def flops(model: MultitaskModel, batch: Batch) -> Flops:
     backward: dict[str, int] = {}
     counts, stem_work = _stems(model, batch)
     length = _lengths(model, batch, counts)
+    if isinstance(model.trunk, HubTrunk):
+        _measure_hub(model, batch)
     forward["stems"], backward["stems"] = stem_work
     passes = [(batch.sequences, int(length.max(initial=1)))]
     if model.route is None:
@@ -206,6 +208,20 @@ def _hub(trunk: HubTrunk, rows: int, length: int, memory: int = 0) -> int:
         trunk.work[part] = _measured(trunk, with_memory=bool(memory))
     terms = (length, length**2, memory, length * memory)
     return round(rows * sum(c * t for c, t in zip(trunk.work[part], terms, strict=True)))
+
+
+def _measure_hub(model: MultitaskModel, batch: Batch) -> None:
+    """Measure a hub trunk once, as it is with its adapters: the rows it runs on are of one task."""
+    trunk = model.trunk
+    assert isinstance(trunk, HubTrunk)
+    with_memory = model.has_decoder and "generate" in batch.targets
+    if "trunk" in trunk.work and (not with_memory or "decoder" in trunk.work):
+        return
+    model.announce(batch.task[:1])
+    trunk.work["trunk"] = _measured(trunk, with_memory=False)
+    if with_memory:
+        trunk.work["decoder"] = _measured(trunk, with_memory=True)
+    model.announce(batch.task)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
+from polytask.adapt.config import AdaptConfig
 from polytask.configs import Config, load_yaml, parse
 from polytask.errors import ConfigError
 from polytask.mixture.policies import MixtureConfig
@@ -45,6 +46,8 @@ class RunConfig(Config):
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig(steps=1000)
     evaluate: EvaluateConfig = EvaluateConfig()
+    adapt: AdaptConfig | None = None
+    """Train adapters on a pretrained model (`model.hub`) or on a finished run (`adapt.from`)."""
     leaks: LeakConfig | None = LeakConfig()
     """How rows that stand in two splits are looked for; null switches the search off."""
 
@@ -58,7 +61,12 @@ class RunConfig(Config):
 
     def resolved(self) -> dict[str, Any]:
         """Plain JSON values of every section, as a run folder keeps them."""
-        return dict(self.model_dump(mode="json", by_alias=True, exclude_unset=False))
+        found = dict(self.model_dump(mode="json", by_alias=True, exclude_unset=False))
+        if self.adapt is None:
+            del found["adapt"]
+        else:  # what a method does not read must not come back as if it had been set
+            found["adapt"] = self.adapt.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        return found
 
 
 # Sections whose own `seed` follows the run's unless it is given.

@@ -10,9 +10,10 @@ from typing import Any
 from polytask.errors import ConfigError
 from polytask.evaluate.metric import find_metric
 from polytask.mixture.policies import MixtureConfig
-from polytask.models.build import build_model
 from polytask.models.multitask import MultitaskModel
+from polytask.pipeline import adapting
 from polytask.pipeline.config import RunConfig
+from polytask.pipeline.shots import few_shots
 from polytask.tasks import LeakReport, Processor, TaskSet, build_tasks, check_leaks
 from polytask.tasks.task import RowGroup
 from polytask.train.distribution import Distribution
@@ -30,6 +31,8 @@ class Prepared:
     processor: Processor
     model: MultitaskModel
     leaks: LeakReport | None
+    base: Path = Path()
+    given: RunConfig | None = None  # the configuration before adapters said what trains
 
     def loader(self, distribution: Distribution) -> Loader:
         """Batches of the mixture, for this process; the ledger counts them."""
@@ -56,6 +59,7 @@ def prepare(config: RunConfig, base: Path = Path(), say: Say | None = None) -> P
     """
     tell = say or (lambda text: None)
     tell(f"reading {len(config.tasks)} tasks")
+    config = adapting.resolve(config, base)
     taskset = build_tasks(config.tasks, base, config.seed)
     _check_judging(taskset)
     config = config.model_copy(update={"mixture": _weighted(config, taskset)})
@@ -63,14 +67,19 @@ def prepare(config: RunConfig, base: Path = Path(), say: Say | None = None) -> P
     if config.leaks is not None:
         tell("looking for leaks between splits and across tasks")
         leaks = check_leaks(taskset, config.leaks)
-    processor = fit_processor(config, taskset)
-    model = build_model(config.model, taskset, processor)
-    return Prepared(config, taskset, processor, model, leaks)
+    if config.adapt is not None and config.adapt.shots is not None:
+        taskset = few_shots(taskset, config.adapt.shots, config.seed)
+    processor = fit_processor(config, taskset, base)
+    given = config
+    config, model = adapting.make_model(given, taskset, processor, base)
+    return Prepared(config, taskset, processor, model, leaks, base, given)
 
 
-def fit_processor(config: RunConfig, taskset: TaskSet) -> Processor:
-    """The processor, with the hub model's own tokenizer where there is one."""
-    tokenizer: Any = None
+def fit_processor(config: RunConfig, taskset: TaskSet, base: Path = Path()) -> Processor:
+    """The processor, with the vocabulary of the adapted run or the hub model where there is one."""
+    tokenizer: Any = adapting.vocabulary(config, base)
+    if tokenizer is not None:
+        return Processor.fit(taskset, config.encoding, tokenizer)
     if config.model.hub is not None:
         from transformers import AutoTokenizer
 
@@ -91,9 +100,10 @@ def subset(prepared: Prepared, names: Sequence[str]) -> Prepared:
         if tasks:
             groups.append(RowGroup(group.name, tasks))
     taskset = TaskSet(tuple(groups))
-    config = prepared.config.model_copy(update={"mixture": MixtureConfig(policy="uniform")})
+    given = prepared.given or prepared.config
+    config = given.model_copy(update={"mixture": MixtureConfig(policy="uniform")})
     processor = Processor.fit(taskset, config.encoding, prepared.processor.codec)
-    model = build_model(config.model, taskset, processor)
+    config, model = adapting.make_model(config, taskset, processor, prepared.base)
     return replace(prepared, config=config, taskset=taskset, processor=processor, model=model)
 
 

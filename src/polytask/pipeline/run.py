@@ -15,6 +15,7 @@ from polytask.data.rows import Row
 from polytask.errors import CheckpointError
 from polytask.infer.predict import Answer, Predictor
 from polytask.models.multitask import MultitaskModel
+from polytask.pipeline import adapting
 from polytask.pipeline.config import RunConfig, read_resolved
 from polytask.tasks import RowGroup, TaskSet, build_tasks
 from polytask.tasks.encode import Processor
@@ -22,6 +23,7 @@ from polytask.tasks.encode import Processor
 if TYPE_CHECKING:
     from polytask.evaluate import TaskScore
 
+ADAPTERS = "adapters"  # folder within it, where a run has adapters
 MODEL = "model"  # folder with the weights, the model's shape and the processor
 
 
@@ -141,6 +143,7 @@ def save_model(folder: Path, model: MultitaskModel, processor: Processor) -> Non
         save_tensors(model, str(aside / "model.safetensors"))
         files.write_text(aside / "model.json", model.to_json())
         processor.save(aside / "processor")
+        adapting.save_adapters(aside / ADAPTERS, model)
 
 
 def load_model(folder: Path) -> MultitaskModel:
@@ -149,6 +152,8 @@ def load_model(folder: Path) -> MultitaskModel:
     from safetensors.torch import load_model as load_tensors
 
     model = MultitaskModel.from_json((folder / "model.json").read_text(encoding="utf-8"))
+    if (folder / ADAPTERS).is_dir():
+        adapting.reattach(model, folder / ADAPTERS)
     try:
         load_tensors(model, str(folder / "model.safetensors"))
     except (SafetensorError, RuntimeError) as error:

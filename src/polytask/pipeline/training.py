@@ -54,7 +54,7 @@ def train(
         tell(f"{run.folder} is finished; --fresh trains it again")
         return run
     prepared = prepare(config, base, tell)
-    _write_config(run.folder, prepared, base)
+    _write_config(run.folder, prepared, config, base)
     result = fit(prepared, run.folder)
     if result.stopped == "interrupted":
         raise KeyboardInterrupt
@@ -64,14 +64,22 @@ def train(
     return run
 
 
-def _write_config(folder: Path, prepared: Prepared, base: Path) -> None:
-    """config.json, unless an unfinished run of another configuration is there."""
+def _write_config(folder: Path, prepared: Prepared, config: RunConfig, base: Path) -> None:
+    """config.json, unless an unfinished run of another configuration is there.
+
+    What adapters decide (which parameters train, what an adapted run hands on) is not written: it
+    follows from the configuration.
+    """
     run = Run(folder)
+    kept = prepared.config
+    if config.adapt is not None:
+        asked = {k: getattr(config, k) for k in ("train", "model", "encoding", "adapt")}
+        kept = kept.model_copy(update=asked)
     if (folder / "config.json").is_file():
-        _same_config(run, prepared.config)
+        _same_config(run, kept)
         return
     record = {
-        "config": prepared.config.resolved(),
+        "config": kept.resolved(),
         "base": str(base.resolve()),
         "environment": environment(),
     }
@@ -80,7 +88,8 @@ def _write_config(folder: Path, prepared: Prepared, base: Path) -> None:
 
 def _same_config(run: Run, config: RunConfig) -> None:
     old, new = run.config.resolved(), config.resolved()
-    differing = [key for key in new if old.get(key) != new[key] and key != "evaluate"]
+    keys = [*new, *(key for key in old if key not in new)]
+    differing = [key for key in keys if old.get(key) != new.get(key) and key != "evaluate"]
     if differing:
         raise CheckpointError(
             f"{run.folder} holds a run of another configuration ({', '.join(differing)} differ). "

@@ -72,6 +72,7 @@ class TrainConfig(Config):
     steps: PositiveInt | None = None
     epochs: PositiveFloat | None = None  # passes over all rows of all groups together
     stages: tuple[StageConfig, ...] = ()
+    trains: tuple[str, ...] = ("*",)  # patterns of what trains, where there are no stages
     batch_size: PositiveInt = 32
     accumulate: PositiveInt = 1  # micro-batches per update
     seed: int = 0
@@ -147,10 +148,11 @@ class TrainConfig(Config):
         if self.stages:
             return self.stages
         if self.steps is not None:
-            return (StageConfig(steps=self.steps),)
+            return (StageConfig(steps=self.steps, train=self.trains),)
         if rows_per_epoch is None:
             raise ConfigError(
                 "'epochs' needs data whose length is known; give 'steps' for a stream"
             )
         assert self.epochs is not None  # the validator's promise
-        return (StageConfig(steps=max(1, round(self.epochs * rows_per_epoch / self.batch_size))),)
+        steps = max(1, round(self.epochs * rows_per_epoch / self.batch_size))
+        return (StageConfig(steps=steps, train=self.trains),)
