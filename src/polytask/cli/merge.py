@@ -44,9 +44,10 @@ def merge(
     from polytask.merge.output import write
     from polytask.merge.plan import check_disk, make_plan
     from polytask.merge.recipe import bytes_of
-    from polytask.pipeline import merging
+    from polytask.pipeline import learned, merging
 
-    recipe, ours = read_recipe(config)
+    learning = learned.find_learning(config)
+    recipe, ours = (learning.recipe, learning.config) if learning else read_recipe(config)
     plan = make_plan(recipe)
     found = None if ours is None else ours.compare
     if ours is not None and ours.out is not None and out is None:
@@ -59,6 +60,8 @@ def merge(
     if dry_run:
         if out is not None:
             check_disk(plan, out)
+        if learning is not None:
+            learning.voices(plan)
         _show_plan(plan, as_json)
         return
     if out is None:
@@ -68,6 +71,11 @@ def merge(
         for note in notes:
             _say(f"note: {note}")
     with _progress(quiet=as_json) as (advance, say):
+        learnt = None
+        if learning is not None:
+            learned.check_free(out, overwrite)
+            recipe, learnt = learning.learn(plan, say)
+            plan = make_plan(recipe)
         folder = write(
             plan,
             out,
@@ -76,6 +84,9 @@ def merge(
             overwrite=overwrite,
             progress=advance,
         )
+        if learnt is not None:
+            learned.write_traces(folder, learnt)
+            notes += learnt.warnings
         compared = merging.compare(plan, folder, judges, settings, say) if compare else None
         page = merging.report(plan, folder, compared, say) if report else None
     if as_json:

@@ -282,6 +282,12 @@ def find_learning(path: Path) -> Learning | None:
     return Learning(settings, config, recipe_of(config, path.parent), path.parent)
 
 
+def check_free(out: Path, overwrite: bool) -> None:
+    """`MergeError` when the folder is taken, before minutes of learning for it."""
+    if out.exists() and not overwrite:
+        raise MergeError(f"{out} exists; choose another folder, or --overwrite")
+
+
 def write_traces(folder: Path, found: AdaMerged) -> None:
     """trace.json (entropy by task and step) and coefficients.json in a merged folder."""
     files.write_json(folder / "trace.json", {"entropy": found.trace})

@@ -45,9 +45,12 @@ def merge_configured(path: Path, out: Path, say: Say) -> Outcome:
     if learning is None:
         raise UserError(f"{path}: 'method' is not '{learned.METHOD}'; use 'polytask merge'")
     plan = make_plan(learning.recipe)
+    own = learning.config.out
+    folder = out / path.stem if own is None else path.parent / own
+    learned.check_free(folder, overwrite=False)
     recipe, found = learning.learn(plan, say)
     plan = make_plan(recipe)
-    folder = write(plan, learning.config.out or out / path.stem)
+    folder = write(plan, folder)
     learned.write_traces(folder, found)
     page = merging.report(plan, folder, None, say)
     return Outcome(folder, summary(found), lines_of(found), [page])
