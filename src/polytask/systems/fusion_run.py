@@ -2,7 +2,7 @@
 
 Models are folders in Hugging Face format, hub ids, 'embedded:NAME', or run folders of polytask
 (with a language_model task). Without models, small ones of characters are trained once, in about
-half a minute, on the prose and code that every installation carries.
+half a minute, on text that every installation carries.
 """
 
 from __future__ import annotations
@@ -21,11 +21,7 @@ from polytask.errors import ConfigError, DataError
 from polytask.infer.fusion import GRID, Bounds, Mode, Refine, checked_grid, parse_grid
 from polytask.systems.base import Outcome, Say, SystemConfig
 
-DEMONSTRATION = (
-    "The following sections describe the",
-    "    def __init__(self, name",
-    "namespace c10 {\n\nclass ",
-)
+DEMONSTRATION = ("cdef class ", "if(NOT ", "C 32 ; WX 250 ; N space ;")
 COLUMNS = ("prompt", "step", "id", "token", "expert", "alpha", "loss", "moved", "back", "nll")
 
 
@@ -179,9 +175,10 @@ def _sources(config: FusionRunConfig, say: Say) -> list[Any]:
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if len(missing) == 3:
         from polytask.systems.testbeds import domain_models
+        from polytask.systems.testbeds.domains import NEW
 
-        say("no models given: character models of manual, python and cpp (trained once, ~30 s)")
-        return list(domain_models.family(config.seed, domain_models.QUICK).sources)
+        say("no models given: character models, experts of cython, cmake and fonts (trained once)")
+        return list(domain_models.family(0, domain_models.QUICK).chosen(NEW))
     if missing:
         raise ConfigError(
             f"{', '.join(missing)} missing: fusion takes a large model, the small base that the "

@@ -1,8 +1,8 @@
-"""Character models of the three domains: a large generalist, a small one, experts of the small.
+"""Character models of the domains: a large generalist, a small one, experts of the small.
 
 All are polytask's own transformer, trained here by its trainer, once per seed, and kept in the
-cache: the generalists on equal parts of all domains, an expert by going on with the small
-generalist's weights on one domain.
+cache: the generalists on equal parts of the known domains, an expert by going on with the small
+generalist's weights on one domain, known or new.
 
 Legend: B rows, L length, V vocabulary.
 """
@@ -34,7 +34,7 @@ from polytask.train.config import TrainConfig
 from polytask.train.loader import FunctionLoader
 from polytask.train.trainer import Trainer
 
-VERSION = 1  # raise it when the way models are trained changes
+VERSION = 2  # raise it when the way models are trained changes
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Setting:
     expert_lr: float = 1e-3
 
 
+NAMES = ("large", "base", *text.DOMAINS)
 FULL = Setting()
 SMOKE = Setting(32, 1, 16, 1, 64, 4, 4, 4, 2)
 QUICK = Setting(64, 2, 32, 1, 128, 16, 250, 250, 100)  # a demonstration in half a minute
@@ -68,26 +69,32 @@ class Family:
 
     @property
     def sources(self) -> list[PolytaskSource]:
-        names = ("large", "base", *text.DOMAINS)
-        return [CharacterSource(m, n) for m, n in zip(self.models, names, strict=True)]
+        return [CharacterSource(m, n) for m, n in zip(self.models, NAMES, strict=True)]
+
+    def chosen(self, experts: Sequence[str]) -> list[PolytaskSource]:
+        """Large, base and the named experts."""
+        found = {source.name: source for source in self.sources}
+        return [found[name] for name in ("large", "base", *experts)]
 
     @torch.no_grad()
-    def logits(self, ids: text.Ids) -> list[Tensor]:
-        """Per model (B, L - 1, V): place i predicts character i + 1 from at least half a context
-        (from all there is at the beginning). L should be a multiple of half a context."""
+    def logits(self, ids: text.Ids, models: Sequence[int]) -> dict[int, Tensor]:
+        """(B, L - 1, V) of the models at these places of `NAMES`: place i predicts character i + 1
+        from at least half a context (from all there is at the beginning). L should be a multiple
+        of half a context."""
         half = self.setting.context // 2
         rows, length = ids.shape
         if length % half or length < 2 * half:
             raise ValueError(f"{length} characters are no multiple of {half} from {2 * half} on")
         starts = range(0, length - half, half)
         wide = torch.from_numpy(np.stack([ids[:, s : s + 2 * half] for s in starts], 1)).long()
-        found = []
-        for source in self.sources:
+        found = {}
+        for number in models:
+            source = self.sources[number]
             chunks = torch.split(wide.flatten(0, 1), 64)
             flat = torch.cat([source.forward(w, last=False)[0] for w in chunks])
             each = flat.view(rows, len(starts), *flat.shape[1:])  # (B, windows, context, V)
             pieces = [each[:, 0], *(each[:, k, half:] for k in range(1, len(starts)))]
-            found.append(torch.cat(pieces, 1)[:, :-1])
+            found[number] = torch.cat(pieces, 1)[:, :-1]
         return found
 
 
@@ -109,13 +116,12 @@ def family(seed: int, setting: Setting = FULL) -> Family:
     key = hashlib.blake2b(f"{VERSION} {setting} {_digest()}".encode(), digest_size=8).hexdigest()
     folder = cache_root() / "domain-models" / f"seed{seed}-{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    names = ("large", "base", *text.DOMAINS)
     if not (folder / files.MANIFEST).is_file():
         with files.building(folder) as aside:
             for name, model in _train_all(seed, setting).items():
                 _save(aside / f"{name}.safetensors", model)
     models = []
-    for name in names:
+    for name in NAMES:
         model = character_model(setting, large=name == "large", seed=seed)
         _load(folder / f"{name}.safetensors", model)
         models.append(model.eval())
@@ -212,7 +218,7 @@ def _train_all(seed: int, setting: Setting) -> dict[str, MultitaskModel]:
     found = {}
     for name, steps in (("large", setting.large_steps), ("base", setting.small_steps)):
         model = character_model(setting, large=name == "large", seed=seed)
-        train(model, text.DOMAINS, setting, steps, setting.lr, seed, name)
+        train(model, text.KNOWN, setting, steps, setting.lr, seed, name)
         found[name] = model
     for domain in text.DOMAINS:
         expert = character_model(setting, large=False, seed=seed)

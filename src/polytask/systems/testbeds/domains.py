@@ -1,16 +1,21 @@
-"""Three kinds of real text that every machine with polytask has, character by character.
+"""Six kinds of real text that every machine with polytask has, character by character.
 
     manual   the language reference that Python carries for its `help()` (English prose)
     python   the modules of the standard library
     cpp      the C++ headers of torch (core and the public interface)
+    cython   sources of scikit-learn in Cython
+    cmake    build files of torch
+    fonts    metrics of the fonts of matplotlib (tables of numbers and names)
 
+The first three are `KNOWN` to the models that a proof calls generalists, the others are `NEW`.
 One vocabulary: a padding id, newline and the 95 printable ASCII characters; anything else is '?'.
-Parts are disjoint: files of code, and blocks of the manual without its repeated paragraphs, are
-split once for all. Documents are windows of a part, or change their domain every so often.
+Parts are disjoint: files, and blocks of the manual without its repeated paragraphs, are split once
+for all. Documents are windows of a part, or change their domain every so often.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import sysconfig
 from collections.abc import Sequence
 from functools import cache
@@ -24,9 +29,10 @@ from polytask.data.embedded.splits import split_of
 from polytask.errors import DataError
 
 Ids = npt.NDArray[np.uint8]
-Names = tuple[str, ...]
 
-DOMAINS = ("manual", "python", "cpp")
+KNOWN = ("manual", "python", "cpp")
+NEW = ("cython", "cmake", "fonts")
+DOMAINS = (*KNOWN, *NEW)
 PARTS = ("train", "valid", "test")
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
 PAD = 0  # id of no character: what a text opens with where nothing stands before it
@@ -50,7 +56,7 @@ def decode(ids: Sequence[int]) -> str:
 @cache
 def corpus(domain: str) -> dict[str, Ids]:
     """The characters of each part of a domain, its texts one after the other."""
-    texts = {"manual": _manual, "python": _python, "cpp": _headers}[domain]()
+    texts = _manual() if domain == "manual" else _read(*_place(domain))
     found: dict[str, list[Ids]] = {part: [] for part in PARTS}
     for key, text in sorted(texts.items()):
         found[split_of(f"domains-{domain}", key)].append(encode(text))
@@ -81,15 +87,24 @@ def _manual() -> dict[str, str]:
     return {f"{number:05d}": block for number, block in enumerate([*blocks, running])}
 
 
-def _python() -> dict[str, str]:
-    return _read(Path(sysconfig.get_paths()["stdlib"]), ("*.py",))
+def _place(domain: str) -> tuple[Path, tuple[str, ...]]:
+    """Folder and patterns of a domain that is made of files."""
 
+    def package(name: str) -> Path:
+        found = importlib.util.find_spec(name)
+        if found is None or found.origin is None:
+            raise DataError(f"the domain '{domain}' needs the package {name}, a dependency")
+        return Path(found.origin).parent
 
-def _headers() -> dict[str, str]:
-    import torch
-
-    patterns = ("c10/**/*.h", "torch/csrc/api/**/*.h")
-    return _read(Path(torch.__file__).parent / "include", patterns)
+    if domain == "python":
+        return Path(sysconfig.get_paths()["stdlib"]), ("*.py",)
+    if domain == "cpp":
+        return package("torch") / "include", ("c10/**/*.h", "torch/csrc/api/**/*.h")
+    if domain == "cython":
+        return package("sklearn"), ("**/*.pyx", "**/*.pxd")
+    if domain == "cmake":
+        return package("torch") / "share" / "cmake", ("**/*.cmake",)
+    return package("matplotlib") / "mpl-data" / "fonts", ("**/*.afm",)
 
 
 def _read(root: Path, patterns: tuple[str, ...]) -> dict[str, str]:
@@ -118,20 +133,25 @@ def documents(domain: str, part: str, count: int, length: int, seed: int) -> Ids
     return windows([corpus(domain)[part]], length, count, seed, domain, part)
 
 
-def order_of(count: int, pieces: int, part: str, seed: int) -> npt.NDArray[np.int64]:
-    """(count, pieces) the domain of each piece of the `switching` documents; neighbours differ."""
-    random = rng.generator(seed, "switching", part)
-    first = random.integers(len(DOMAINS), size=(count, 1))
-    steps = random.integers(1, len(DOMAINS), size=(count, pieces - 1))
-    found: npt.NDArray[np.int64] = np.concatenate((first, steps), 1).cumsum(1) % len(DOMAINS)
+def order_of(
+    count: int, pieces: int, part: str, seed: int, names: Sequence[str] = KNOWN
+) -> npt.NDArray[np.int64]:
+    """(count, pieces) place in `names` of each piece's domain in the `switching` documents;
+    neighbours differ."""
+    random = rng.generator(seed, "switching", part, *names)
+    first = random.integers(len(names), size=(count, 1))
+    steps = random.integers(1, len(names), size=(count, pieces - 1))
+    found: npt.NDArray[np.int64] = np.concatenate((first, steps), 1).cumsum(1) % len(names)
     return found
 
 
-def switching(part: str, count: int, length: int, every: int, seed: int) -> Ids:
+def switching(
+    part: str, count: int, length: int, every: int, seed: int, names: Sequence[str] = KNOWN
+) -> Ids:
     """(count, length) documents that go on in another domain after every `every` characters."""
     rows = []
-    for number, order in enumerate(order_of(count, -(-length // every), part, seed)):
-        pieces = [corpus(DOMAINS[domain])[part] for domain in order]
-        drawn = windows(pieces, every, len(pieces), seed, "switching", part, number)
+    for number, order in enumerate(order_of(count, -(-length // every), part, seed, names)):
+        pieces = [corpus(names[domain])[part] for domain in order]
+        drawn = windows(pieces, every, len(pieces), seed, "switching", part, *names, number)
         rows.append(drawn.reshape(-1)[:length])
     return np.stack(rows)
