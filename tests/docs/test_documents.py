@@ -12,7 +12,7 @@ import yaml
 from polytask import cli, systems
 from polytask.merge import config as merging
 from polytask.merge import mergekit
-from polytask.pipeline import parse_config
+from polytask.pipeline import learned, parse_config
 from polytask.pipeline.localize_config import LocalizeConfig
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +41,8 @@ def test_every_configuration_parses(text: str) -> None:
         assert LocalizeConfig(**values).sparsity
     elif "merge_method" in values:  # polytask merge
         assert mergekit.recipe_of(values).parts
+    elif values.get("method") == learned.METHOD:
+        assert learned.learning_of(values, Path()).recipe.parts
     elif "method" in values:
         assert merging.recipe_of(merging.parse_config(values)).parts
     else:

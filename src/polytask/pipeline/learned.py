@@ -259,27 +259,29 @@ def find_learning(path: Path) -> Learning | None:
         ConfigError: names keys and values, with the nearest valid name.
     """
     data = load_yaml(path)
-    if data.get("method") != METHOD:
-        return None
-    own = set(LearnedConfig.model_fields)
-    settings = parse(LearnedConfig, {k: v for k, v in data.items() if k in own}, str(path))
+    return learning_of(data, path.parent, str(path)) if data.get("method") == METHOD else None
+
+
+def learning_of(data: Mapping[str, Any], home: Path, where: str = "the configuration") -> Learning:
+    """The same from plain values; relative paths start at `home`."""
+    own, known = LearnedConfig.model_fields, MergeConfig.model_fields
+    settings = parse(LearnedConfig, {k: v for k, v in data.items() if k in own}, where)
     rest = {k: v for k, v in data.items() if k not in own}
     if "tensors" in rest:
-        raise ConfigError(f"{path}: 'tensors' is what AdaMerging learns; leave it out")
+        raise ConfigError(f"{where}: 'tensors' is what AdaMerging learns; leave it out")
     if "base" not in rest:
-        raise ConfigError(f"{path}: AdaMerging works on what training added to a base: 'base'")
-    known = MergeConfig.model_fields
+        raise ConfigError(f"{where}: AdaMerging works on what training added to a base: 'base'")
     for key in rest:
         if key not in known:
-            raise ConfigError(f"{path}: unknown key '{key}'.{suggestion(key, [*known, *own])}")
+            raise ConfigError(f"{where}: unknown key '{key}'.{suggestion(key, [*known, *own])}")
     trim, init = settings.parameters.trim, settings.parameters.init
     form: dict[str, Any] = {"method": "task_arithmetic", "parameters": {"weight": init}}
     if trim is not None:
         vote = {"weigh": "after", "divide": "none", "draw": "majority"}
         shared = {"weight": init, "density": trim, "trim": "model", "vote": vote}
         form = {"method": "ties", "parameters": shared}
-    config = parse_config({**rest, **form}, str(path))
-    return Learning(settings, config, recipe_of(config, path.parent), path.parent)
+    config = parse_config({**rest, **form}, where)
+    return Learning(settings, config, recipe_of(config, home), home)
 
 
 def check_free(out: Path, overwrite: bool) -> None:
