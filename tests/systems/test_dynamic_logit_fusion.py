@@ -13,7 +13,6 @@ import torch
 
 from polytask import systems
 from polytask.cli import main
-from polytask.study import Budget
 from polytask.systems.testbeds import domain_models as bed
 from polytask.systems.testbeds import domain_scores as scores
 from polytask.systems.testbeds import domains as text
@@ -60,12 +59,9 @@ def test_parts_of_a_domain_share_no_long_passage(domain: str) -> None:
     parts = {name: ids.tobytes() for name, ids in text.corpus(domain).items()}
     assert all(len(part) > 8_000 for part in parts.values())
     for name in ("valid", "test"):
-        found = 0
-        for window in text.documents(domain, name, 200, 400, 3):
+        for window in text.documents(domain, name, 300, 400, 3):
             assert window.tobytes() in parts[name]
-            found += window.tobytes() in parts["train"]
-        # Files begin with the same licence, and fonts share some kerning: little else is met again.
-        assert found <= 10
+            assert window.tobytes() not in parts["train"]
 
 
 def test_switching_documents_are_made_of_pieces_in_the_order_told() -> None:

@@ -118,8 +118,8 @@ class DynamicLogitFusionSystem:
     notes: Mapping[str, Any] = {
         "bits": "per character, teacher-forced; 'bits NAME' of one text, 'bits new' and 'bits "
         "known' the mean over a set's three domains and its switching text",
-        "texts": f"windows of {bed.LENGTH} characters, the first {bed.PROMPT} not scored; switching "
-        f"text changes its domain every {bed.EVERY} characters",
+        "texts": f"windows of {bed.LENGTH} characters, the first {bed.PROMPT} not scored; "
+        f"switching text changes its domain every {bed.EVERY} characters",
         "regime": "in a pilot on seed 0 with the known domains only, dynamic was worse than the "
         "large model on two of three: experts teach it nothing there. The new domains, the "
         "paper's case, were added after that look (cmake and fonts were tried on seed 0, cython "

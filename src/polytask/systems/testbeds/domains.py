@@ -9,15 +9,16 @@
 
 The first three are `KNOWN` to the models that a proof calls generalists, the others are `NEW`.
 One vocabulary: a padding id, newline and the 95 printable ASCII characters; anything else is '?'.
-Parts are disjoint: files, and blocks of the manual without its repeated paragraphs, are split once
-for all. Documents are windows of a part, or change their domain every so often.
+Files (of manual and cmake, blocks without repeated paragraphs) are split once for all; runs of four
+lines that stand in training text too are taken out of the other parts. Documents are windows
+of a part, or change their domain every so often.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -37,7 +38,8 @@ PARTS = ("train", "valid", "test")
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
 PAD = 0  # id of no character: what a text opens with where nothing stands before it
 TOKENS: tuple[str, ...] = ("[PAD]", *CHARACTERS)
-_BLOCK = 4000  # characters of the manual that stay together
+_COPIED = 4  # lines in a row that make a copy
+_BLOCK = 4000  # characters that stay together
 _TABLE = np.full(256, TOKENS.index("?"), np.uint8)
 _TABLE[[ord(c) for c in CHARACTERS]] = np.arange(1, len(TOKENS))
 
@@ -56,27 +58,51 @@ def decode(ids: Sequence[int]) -> str:
 @cache
 def corpus(domain: str) -> dict[str, Ids]:
     """The characters of each part of a domain, its texts one after the other."""
-    texts = _manual() if domain == "manual" else _read(*_place(domain))
-    found: dict[str, list[Ids]] = {part: [] for part in PARTS}
+    texts = _topics() if domain == "manual" else _read(*_place(domain))
+    if domain in ("manual", "cmake"):  # few and uneven texts
+        texts = _blocks(texts)
+    lines: dict[str, list[str]] = {part: [] for part in PARTS}
     for key, text in sorted(texts.items()):
-        found[split_of(f"domains-{domain}", key)].append(encode(text))
-    empty = [part for part, pieces in found.items() if not pieces]
+        lines[split_of(f"domains-{domain}", key)] += text.splitlines()
+    trained = set(_runs(lines["train"]))
+    for part in ("valid", "test"):
+        lines[part] = _without(lines[part], trained)
+    empty = [part for part, rest in lines.items() if not rest]
     if empty:
         raise DataError(f"the domain '{domain}' has no text for {', '.join(empty)}")
-    return {part: np.concatenate(pieces) for part, pieces in found.items()}
+    return {part: encode("\n".join(rest) + "\n") for part, rest in lines.items()}
 
 
-def _manual() -> dict[str, str]:
-    """Blocks of paragraphs; topics repeat each other's sections, so each paragraph counts once."""
+def _runs(lines: Sequence[str]) -> list[tuple[str, ...]]:
+    """Every run of `_COPIED` lines, blanks at their ends aside."""
+    plain = [line.strip() for line in lines]
+    return [tuple(plain[i : i + _COPIED]) for i in range(len(plain) - _COPIED + 1)]
+
+
+def _without(lines: Sequence[str], trained: set[tuple[str, ...]]) -> list[str]:
+    """The lines that belong to no run which training text has as well: licences, copied files."""
+    copied = np.zeros(len(lines), bool)
+    for first, run in enumerate(_runs(lines)):
+        if run in trained:
+            copied[first : first + _COPIED] = True
+    return [line for line, drop in zip(lines, copied, strict=True) if not drop]
+
+
+def _topics() -> dict[str, str]:
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
         raise DataError(
-            "this Python has no pydoc_data (the text of help()); Debian has it in the package "
-            "python3, other systems with the standard library"
+            "this Python has no pydoc_data (the text of help()), which belongs to the standard "
+            "library; some systems have it in a package of its own"
         ) from error
+    return dict(topics)
+
+
+def _blocks(texts: Mapping[str, str]) -> dict[str, str]:
+    """Blocks of paragraphs. Texts repeat each other's, so each paragraph counts once."""
     paragraphs = dict.fromkeys(
-        paragraph for _, topic in sorted(topics.items()) for paragraph in topic.split("\n\n")
+        paragraph for _, text in sorted(texts.items()) for paragraph in text.split("\n\n")
     )
     blocks, running = [], ""
     for paragraph in paragraphs:
