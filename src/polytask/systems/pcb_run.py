@@ -226,10 +226,14 @@ def draw_grid(ratios: Sequence[float], scales: Sequence[float], grid: Any, folde
 def _map(
     figure: Any, values: Any, rows: Sequence[str], columns: Sequence[str], label: str, form: str
 ) -> None:
+    import numpy as np
+
     from polytask.report import drawing
 
     ax = figure.add_subplot()
-    image = ax.imshow(values, aspect="auto", cmap="viridis")
+    # What a model shares with itself would take all of the scale.
+    apart = values[~np.eye(len(rows), dtype=bool)] if rows == columns else values
+    image = ax.imshow(values, aspect="auto", cmap="viridis", vmin=apart.min(), vmax=apart.max())
     ax.set_xticks(range(len(columns)), columns)
     ax.set_yticks(range(len(rows)), rows)
     ax.grid(False)
