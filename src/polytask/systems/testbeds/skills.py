@@ -10,7 +10,7 @@ task is the sum of the probabilities of the digits that have it, so only adapter
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -38,7 +38,7 @@ class Setting:
     steps: int = 1500
     batch: int = 64
     few_steps: int = 100
-    reflections: int = 1  # of a skill: how far it is from the identity
+    reflections: int = WIDTH  # of a skill; as many as pixels make it a random orthogonal map
 
 
 FULL = Setting()
@@ -75,6 +75,17 @@ def orthogonal(seed: int, block: int, skill: int, reflections: int) -> Tensor:
     return found
 
 
+def blocks(parts: Sequence[Tensor]) -> Tensor:
+    """Square matrices along the diagonal of one, zeros elsewhere."""
+    size = sum(len(part) for part in parts)
+    found, start = torch.zeros(size, size), 0
+    for part in parts:
+        stop = start + len(part)
+        found[start:stop, start:stop] = part
+        start = stop
+    return found
+
+
 def world(setting: Setting, seed: int) -> World:
     """Everything of a seed; images of the three parts are different ones."""
     arrays = embedded.arrays("digits", "train")
@@ -97,9 +108,7 @@ def world(setting: Setting, seed: int) -> World:
         for b in range(BLOCKS)
         for k in range(SKILLS)
     }
-    views = torch.stack(
-        [torch.block_diag(*(skill[b, int(row[b])] for b in range(BLOCKS))) for row in chosen]
-    )
+    views = torch.stack([blocks([skill[b, int(row[b])] for b in range(BLOCKS)]) for row in chosen])
     return World(
         {p: x[s] for p, s in pick.items()},
         {p: y[s] for p, s in pick.items()},
@@ -137,7 +146,7 @@ def base_network(place: World, seed: int, steps: int = 600) -> nn.Sequential:
         rows = torch.from_numpy(rng.generator(seed, "base", step).integers(0, len(x), 64))
         loss = functional.cross_entropy(net(x[rows]), y[rows])
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
     return net.requires_grad_(False)
 
@@ -185,7 +194,7 @@ def pretrain(
             logits = net(seen(place, "train", rows, task))
         loss = answer_loss(logits, place.digit["train"][rows], place.modulus[task]).mean()
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
         optimizer.step()
         if (step + 1) % max(1, setting.steps // 4) == 0:
@@ -243,7 +252,7 @@ def few_shot(
             with adapters.rows(0):
                 loss = answer_loss(net(x), digit, modulus).mean()
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
             optimizer.step()
     net.eval()
@@ -254,8 +263,18 @@ def few_shot(
     return float(right.float().mean())
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=64)
+def pretrained(
+    setting: Setting, seed: int, options: tuple[tuple[str, object], ...], lr: float, shuffled: bool
+) -> Pretrained:
+    """`pretrain` of a seed, kept for the arms that tune it in different ways."""
+    place, base = prepared(setting, seed)
+    config = AdaptConfig.model_validate({**dict(options), "targets": ("0", "2")})
+    return pretrain(place, base, config, lr, seed, shuffled)
+
+
+@lru_cache(maxsize=16)
 def prepared(setting: Setting, seed: int) -> tuple[World, nn.Sequential]:
     """World and base network of a seed, kept while arms of the seed run one after another."""
     place = world(setting, seed)
-    return place, base_network(place, seed, 600 if setting is FULL or setting.steps > 100 else 100)
+    return place, base_network(place, seed, 600 if setting.steps > 100 else 60)
