@@ -137,11 +137,11 @@ def test_preconditions_are_told_as_met_or_not() -> None:
             "arithmetic-0.3": arm(accuracy=0.6, trust=0.3),
         }
 
-    lines = ada_module.preconditions(Evidence())
+    lines = names_merges.preconditions(Evidence())
     assert [line.endswith(": met") for line in lines] == [True, False, True, True, True, False]
     assert "0.700" in lines[3] and "0.800" in lines[1]
     Evidence.arms["arithmetic-0.3"] = arm(accuracy=0.6, trust=math.nan)
-    assert ada_module.preconditions(Evidence())[5].endswith(": not met")
+    assert names_merges.preconditions(Evidence())[5].endswith(": not met")
 
 
 def test_the_example_configurations_are_read() -> None:

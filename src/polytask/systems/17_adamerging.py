@@ -209,37 +209,12 @@ class AdaMergingSystem:
             )
         ]
         judged = judge_all(extra, evidence.arms, "none", evidence.size == "full")
-        first = preconditions(evidence) if evidence.size == "full" else []
+        first = merges.preconditions(evidence) if evidence.size == "full" else []
         return [*first, *(judgement.sentence for judgement in judged)]
 
     def run(self, config: AdaMergingRunConfig, say: Say = print) -> Outcome:
         """On the user's checkpoints and unlabelled inputs."""
         return adamerging_run(config, say)
-
-
-def preconditions(evidence: Evidence) -> list[str]:
-    """What must hold before a merge of a population can say anything, and whether it does."""
-
-    def mean(arm: str, metric: str = "accuracy") -> float:
-        values = [v for v in evidence.arms[arm].values(metric) if v is not None]
-        return sum(values) / len(values) if values else float("nan")
-
-    base, experts = mean("base"), mean("experts")
-    tuned, scale = mean("arithmetic-tuned"), mean("arithmetic-tuned", "scale")
-    way = (tuned - base) / (experts - base) if experts > base else float("nan")
-    single, scales = mean("arithmetic-0.3", "trust"), mean("arithmetic-tuned", "trust over scales")
-
-    def line(what: str, value: float, wanted: str, met: bool) -> str:
-        return f"Precondition: {what} {value:.3f} (wanted {wanted}): {'met' if met else 'not met'}"
-
-    return [
-        line("accuracy of the base", base, ".45 to .60", 0.45 <= base <= 0.6),
-        line("accuracy of the experts", experts, "above .90", experts > 0.9),
-        line("best single scale", scale, ".2 to .5", 0.2 <= scale <= 0.5),
-        line("share of the way to the experts", way, ".65 or more", way >= 0.65),
-        line("rank correlation of entropy and error over scales", scales, "above .6", scales > 0.6),
-        line("the same over single texts at .3", single, "above .6", single > 0.6),
-    ]
 
 
 system = AdaMergingSystem()
