@@ -235,6 +235,16 @@ def test_banned_tokens(most_negative) -> None:
     assert torch.allclose(less.loss[0], found.loss[0])
 
 
+def test_what_the_large_model_alone_bans_is_not_compared_either() -> None:
+    """On the tokens that are left, the large model is the base: strength 1, no loss."""
+    _, base, tuned = draw(15, 3, 9, 1)
+    large = base.clone()
+    large[:, 2] = -math.inf
+    found = fuse_step(large, base, tuned)
+    assert found.alpha.tolist() == [[1.0]] * 3
+    assert found.loss.max() < 1e-20
+
+
 def test_an_expert_that_shares_no_token_with_the_base_does_nothing() -> None:
     large = torch.zeros(1, 4)
     base = torch.tensor([[0.0, 0.0, -math.inf, -math.inf]])

@@ -135,11 +135,15 @@ def test_own_model_with_learned_positions_and_its_limit() -> None:
         generate([model], Alone(), PROMPTS, max_new=60)
 
 
-def test_a_finished_row_leaves_the_caches_and_the_others_go_on() -> None:
-    models = sources("llama")
-    plain = generate(models, policy(), PROMPTS, max_new=8)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("search", ["step", "running_minimum"])
+def test_a_finished_row_leaves_the_caches_and_the_others_go_on(kind, search) -> None:
+    """With drawn tokens: neither caches nor the policy's memory nor random numbers mix rows up."""
+    models, sampler = sources(kind), Sampler(temperature=0.8, seed=1)
+    options = {"max_new": 8, "sampler": sampler}
+    plain = generate(models, policy(search=search), PROMPTS, **options)
     ends = plain[0].ids[2]
-    stopped = generate(models, policy(), PROMPTS, max_new=8, stop=[ends])
+    stopped = generate(models, policy(search=search), PROMPTS, stop=[ends], **options)
     for before, after in zip(plain, stopped, strict=True):
         cut = before.ids.index(ends) if ends in before.ids else 8
         assert after.ids == before.ids[:cut]
@@ -147,6 +151,8 @@ def test_a_finished_row_leaves_the_caches_and_the_others_go_on() -> None:
         assert len(after.told["loss"]) == cut if cut else after.told == {}
     assert any(one.stopped == "length" for one in stopped)
 
+
+def test_finished_rows_are_not_run_any_more() -> None:
     sizes = []
     seen = CallableSource(
         lambda ids, valid: (sizes.append(len(ids)), torch.eye(9)[(ids[:, -1] + 1) % 9])[1],
