@@ -24,7 +24,7 @@ PARTS = {
     "polytask.models": "Stems, trunk, heads, hub models",
     "polytask.objectives": "Losses",
     "polytask.train": "Trainer, stages, aggregation, checkpoints",
-    "polytask.infer": "Predictions",
+    "polytask.infer": "Predictions, logit fusion",
     "polytask.evaluate": "Metrics, comparisons, transfer, forgetting",
     "polytask.study": "Arms, claims, evidence",
     "polytask.report": "Pictures and pages",
@@ -48,7 +48,15 @@ MODULES = {
         "sam",
         "flat",
     ],
-    "polytask.infer": ["predict"],
+    "polytask.infer": [
+        "predict",
+        "fusion_model",
+        "fusion",
+        "fusion_policy",
+        "fusion_generate",
+        "fusion_score",
+        "logit_sources",
+    ],
 }
 
 
