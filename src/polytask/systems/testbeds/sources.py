@@ -112,7 +112,7 @@ class PatchEncoder(nn.Module):
 
     def tokens(self, patches: Tensor, hidden: Tensor | None = None) -> Tensor:
         """(n, 16, width) of patches (n, 16, 49); `hidden` (n, 16) are replaced by one vector."""
-        x = self.embed(patches)
+        x: Tensor = self.embed(patches)
         if hidden is not None:
             x = torch.where(hidden[..., None], self.mask, x)
         x = x + self.place
@@ -197,7 +197,7 @@ def _texts(setting: Setting, seed: int) -> Bed:
     )
     base = names.untrained(seed, wanted)
     layers = list(base.model.layer.values())
-    last = layers[-1]
+    last: Any = layers[-1]
     net = LastNorm(last.norm.weight.detach(), last.norm.bias.detach())
     parts: dict[str, dict[str, Part]] = {}
     for name, task in base.tasks.items():
