@@ -16,7 +16,7 @@ from polytask.merge.method import State, TensorInfo
 from polytask.merge.methods.averages import Average
 from polytask.merge.methods.consensus import Thinned
 
-SHAPES = {"bias": (701,), "scale": (), "big": (300, 401), "conv": (7, 3, 5, 5)}
+SHAPES = {"bias": (701,), "scale": (), "big": (90, 401), "conv": (7, 3, 5, 5)}
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in METHODS.names()),
     ("ties", {"trim": "model", "vote": {"draw": "majority"}}),
@@ -58,7 +58,7 @@ def streamed(method: Method, seed: int) -> dict[str, Tensor]:
     def pieces(chunked: bool) -> list[tuple[str, int, int]]:
         found = []
         for name, tensor in base.items():
-            step = order.choice([8192, 30_001, 70_001]) if chunked else max(1, tensor.numel())
+            step = order.choice([8192, 20_001, 70_001]) if chunked else max(1, tensor.numel())
             found += [(name, start, step) for start in range(0, tensor.numel(), step)]
         order.shuffle(found)
         return found
@@ -103,10 +103,16 @@ def test_streamed_equals_in_memory_bit_for_bit(name: str, params: dict[str, Any]
             assert torch.equal(found[key], whole[key]), key
 
 
-@pytest.mark.parametrize(("name", "params"), VARIANTS)
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        # Those that add up over a tensor: everything else is judged by the chunks above.
+        ("slerp", {}),
+        ("dare_linear", {"rescale": "l1"}),
+        ("model_stock", {"vectors": "rows"}),
+    ],
+)
 def test_threads_do_not_change_a_bit(name: str, params: dict[str, Any]) -> None:
-    if name == "regmean":
-        pytest.skip("LAPACK's own threads add up in their own order")
     method, threads = make_method(name, params), torch.get_num_threads()
     base, experts = models(3)
     try:

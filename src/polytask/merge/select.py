@@ -137,7 +137,7 @@ def zero_below_(x: Tensor, threshold: float) -> Tensor:
         # hardshrink keeps |x| > limit: the float32 just below the threshold makes that >=.
         limit = float(np.nextafter(np.float32(threshold), np.float32(0)))
         return torch.hardshrink(x, limit, out=x)
-    return x.masked_fill_(x.abs().float() < threshold, 0)
+    return x.mul_(x.abs().float().ge_(threshold))
 
 
 def mass(x: Tensor) -> float:

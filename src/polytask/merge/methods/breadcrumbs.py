@@ -36,7 +36,7 @@ def keep_band_(delta: Tensor, density: float, gamma: float) -> Tensor:
         flat = delta.view(-1)
         for block in select.blocks(count):
             piece = flat[block]
-            piece.masked_fill_(piece.abs().float() > upper, 0)
+            piece.mul_(piece.abs().float().le_(upper))
     return delta
 
 

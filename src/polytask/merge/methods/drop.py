@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -39,7 +40,8 @@ def drop_(delta: Tensor, density: float, rescale: Rescale, where: TensorInfo, mo
     factor = 1 / density if rescale == "density" else 1.0
     flat = delta.view(-1)
     for block in select.blocks(flat.numel()):
-        flat[block].mul_(torch.from_numpy(words[block] < limit).to(flat).mul_(factor))
+        mask = np.multiply(words[block] < limit, np.float32(factor), dtype=np.float32)
+        flat[block].mul_(torch.from_numpy(mask).to(flat))
     return _match_mass_(delta, before) if rescale == "l1" else delta
 
 
@@ -63,8 +65,7 @@ def rank_drop_(
     chance = torch.empty_like(rows, dtype=torch.float32)
     chance.scatter_(1, order, ladder.expand_as(order))
     draws = select.uniform(delta.numel(), where.offset, where.seed, "rank", model, where.name)
-    stays = draws.to(rows.device).view_as(chance) < chance
-    rows.mul_(stays)
+    rows.mul_(draws.to(rows.device).view_as(chance).lt_(chance))  # 1 where it stays, else 0
     if rescale == "density":
         rows.div_(chance)
     return _match_mass_(delta, before) if rescale == "l1" else delta
