@@ -155,6 +155,45 @@ def test_right_counts_steps_with_the_expert_of_the_place() -> None:
     assert scores.right_expert(alpha, 9, (2, 640), "new") == 1
 
 
+def test_run_folders_mix_with_the_hub_model_they_were_trained_from(tmp_path: Path) -> None:
+    import sys
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "infer"))
+    from fusion_models import llama, write
+
+    from polytask.errors import ConfigError
+    from polytask.pipeline import load_run, parse_config, train
+    from polytask.systems.fusion_run import FusionRunConfig, fusion_run, load_sources
+
+    hub = write(tmp_path / "small", llama(1))
+    rows = "".join(f"a line of text number {i},{i % 2}\n" for i in range(40))
+    (tmp_path / "lines.csv").write_text("body,label\n" + rows)
+    task = {"data": "lines.csv", "schema": "language_model", "inputs": {"text": "body"}}
+    config: dict = {
+        "tasks": {"lines": task},
+        "model": {"hub": hub},
+        "train": {"steps": 2, "progress": False, "batch_size": 4, "device": "cpu"},
+        "evaluate": {"single_task": False},
+    }
+    train(parse_config(config), tmp_path / "expert", base=tmp_path, say=lambda text: None)
+    places = [write(tmp_path / "large", llama(0)), hub, str(tmp_path / "expert")]
+    source = load_sources(places)[2]
+    ids = torch.tensor([[5, 90, 17, 33]])
+    own = load_run(tmp_path / "expert").model.trunk.model.eval()(input_ids=ids).logits
+    assert torch.allclose(source.forward(ids, last=False)[0], own, atol=1e-5)
+    given = {"large": places[0], "base": hub, "experts": (places[2],), "prompt": "a line"}
+    found = fusion_run(FusionRunConfig(**given, out=tmp_path, max_new=4), lambda text: None)
+    assert found.figures["tokens"] > 0
+    # A run that only classifies cannot continue a text.
+    config["tasks"] = {
+        "label": {"data": "lines.csv", "inputs": {"text": "body"}, "target": "label"},
+    }
+    config["model"] = {"dim": 16, "layers": 1}
+    train(parse_config(config), tmp_path / "classes", base=tmp_path, say=lambda text: None)
+    with pytest.raises(ConfigError, match="no language_model task"):
+        load_sources([places[0], hub, str(tmp_path / "classes")])
+
+
 def test_run_on_folders_of_hugging_face_models(tmp_path: Path, capsys) -> None:
     import sys
 

@@ -190,35 +190,46 @@ def _sources(config: FusionRunConfig, say: Say) -> list[Any]:
 
 
 def load_sources(places: Sequence[str], dtype: str = "float32", device: str = "cpu") -> list[Any]:
-    """Models as sources of logits: Hugging Face causal LMs, or run folders of polytask (all)."""
+    """Models as sources of logits: Hugging Face causal LMs and run folders of polytask.
+
+    Vocabularies are compared before any weight is read.
+    """
     import torch
 
-    from polytask.infer.logit_sources import load_hub_sources
-
-    runs = [(Path(place).expanduser() / "model" / "model.json").is_file() for place in places]
-    if all(runs):
-        return [_own_source(place, device) for place in places]
-    if any(runs):
-        other = places[runs.index(False)]
-        raise ConfigError(
-            f"{places[runs.index(True)]} is a run folder and {other} is not: their vocabularies "
-            "cannot be the same. Take run folders for all models, or for none"
-        )
-    return list(load_hub_sources(places, dtype=getattr(torch, dtype), device=device))
-
-
-def _own_source(place: str, device: str) -> Any:
-    from polytask.infer.logit_sources import PolytaskSource
+    from polytask.infer import logit_sources as sources
     from polytask.pipeline import load_run
 
-    run = load_run(place)
+    runs = {
+        place: load_run(place)
+        for place in places
+        if (Path(place).expanduser() / "model" / "model.json").is_file()
+    }
+    for place, run in runs.items():
+        _check_writes(place, run)
+    hub = {place: sources.hub_tokenizer(place) for place in places if place not in runs}
+    tokenizers = {place: run.processor.codec.tokenizer for place, run in runs.items()} | hub
+    vocabularies = {p: sources.Vocabulary.of_tokenizer(t) for p, t in tokenizers.items()}
+    sources.check_vocabularies([(place, vocabularies[place]) for place in places])
+    found: list[Any] = []
+    for place in places:
+        if place in runs:
+            model = runs[place].model.to(device)
+            found.append(sources.PolytaskSource(model, runs[place].processor.codec, place))
+        else:
+            precision, tokenizer = getattr(torch, dtype), hub[place]
+            found.append(
+                sources.HubSource.load(place, dtype=precision, device=device, tokenizer=tokenizer)
+            )
+    return found
+
+
+def _check_writes(place: str, run: Any) -> None:
     kinds = {t.name: t.schema.kind for layout in run.processor.layouts for t in layout.tasks}
     if "language_model" not in kinds.values():
         told = ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
         raise ConfigError(
             f"{place}: the run has no language_model task ({told}), so it cannot continue texts"
         )
-    return PolytaskSource(run.model.to(device), run.processor.codec, place)
 
 
 def _leave(config: FusionRunConfig, fusion: Any, written: Sequence[Any], seconds: float) -> Outcome:
