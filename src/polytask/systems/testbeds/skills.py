@@ -88,10 +88,9 @@ def blocks(parts: Sequence[Tensor]) -> Tensor:
 
 def world(setting: Setting, seed: int) -> World:
     """Everything of a seed; images of the three parts are different ones."""
-    arrays = embedded.arrays("digits", "train")
-    rest = embedded.arrays("digits", "test")
-    image = np.concatenate([arrays["image"], rest["image"]]).reshape(-1, 64)
-    digit = np.concatenate([arrays["label"], rest["label"]])
+    found = [embedded.arrays("digits", split) for split in embedded.load("digits")]
+    image = np.concatenate([f["image"] for f in found]).reshape(-1, 64)
+    digit = np.concatenate([f["label"] for f in found])
     order = rng.generator(seed, "images").permutation(len(digit))
     x = torch.from_numpy(image[order].astype(np.float32))
     x = (x - x.mean(0)) / (x.std(0) + 0.1 * x.std())
