@@ -61,6 +61,10 @@ class ExpertsConfig(Config):
         None, description="per layer with experts, those that an export has; None: all"
     )
 
+    span: tuple[int, int] | None = Field(
+        None, description="first and last + 1 of the experts of an exported task with a range"
+    )
+
     @model_validator(mode="after")
     def _fits(self) -> ExpertsConfig:
         if self.k > self.count:

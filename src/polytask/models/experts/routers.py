@@ -245,7 +245,10 @@ class TaskRouter(nn.Module):
         return torch.bmm(x, own.to(x.dtype))
 
     def _allowed(self, task_M: Tensor | None) -> Tensor | None:
-        size = self.config.per_task
+        size, span = self.config.per_task, self.config.span
+        if span is not None:
+            place = torch.arange(self.config.count, device=self.gates[0].device)
+            return ((place >= span[0]) & (place < span[1]))[None]
         if size is None or self.config.router == "blind":
             return None
         assert task_M is not None

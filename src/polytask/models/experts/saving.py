@@ -18,6 +18,7 @@ from polytask import files
 from polytask.configs import parse
 from polytask.errors import CheckpointError, ConfigError
 from polytask.models.experts.config import ExpertsConfig
+from polytask.models.experts.routers import task_ranges
 from polytask.models.experts.vit import MoEViT, MoEViTConfig
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -91,8 +92,12 @@ def single_task(model: MoEViT, task: str, used: Sequence[Sequence[int]] | None =
                     f"needs k = {experts.k}; measure its use on more data"
                 )
         kept = tuple(tuple(sorted(int(i) for i in ids)) for ids in used)
-        changed = experts.model_dump() | {"kept": kept, "per_task": None}
-        experts = ExpertsConfig(**changed)
+        span = None
+        if experts.per_task is not None and experts.router != "blind":
+            row = task_ranges(experts.count, experts.per_task, len(config.tasks))[number]
+            first = int(row.nonzero()[0])
+            span = (first, first + experts.per_task)
+        experts = ExpertsConfig(**(experts.model_dump() | {"kept": kept, "span": span}))
     slim = config.model_copy(update={"tasks": (config.tasks[number],), "experts": experts})
     found = MoEViT(slim)
     source, target = model.state_dict(), found.state_dict()

@@ -276,22 +276,54 @@ class MoEViT(nn.Module):
             task: one for all images, or a task id for each (S,).
             record: gets what the routers said.
         """
-        config = self.config
-        wanted = (config.channels, config.image_size, config.image_size)
-        if tuple(pixels.shape[1:]) != wanted:
-            raise ConfigError(f"pixels are {tuple(pixels.shape)}, expected (images, *{wanted})")
         ids = task
         if not isinstance(ids, Tensor):
             ids = torch.full((len(pixels),), self.task_id(ids), device=pixels.device)
-        x = self.patches(pixels).flatten(2).transpose(1, 2)  # (S, G G, D)
-        if self.class_token is not None:
-            x = torch.cat((self.class_token.to(x.dtype).expand(len(x), 1, -1), x), 1)
-        x = x + self.position
-        vectors = None if self.task_embedding is None else self.task_embedding()
+        x, vectors = self._embedded(pixels), self._vectors()
         for block in self.blocks:
             x = block(x, ids, vectors, record)
         out: Tensor = self.norm(x)
         return out
+
+    def features_by_task(
+        self,
+        pixels: Tensor,
+        tasks: Sequence[str | int],
+        record: RoutingRecord | None = None,
+    ) -> list[Tensor]:
+        """`features` of the same images for several tasks: what training needs.
+
+        Blocks before the first one with experts do not know the task and run once; the others run
+        on all passes together. A model whose trunk never learns the task gives one result for all.
+        """
+        ids = [self.task_id(task) for task in tasks]
+        experts = self.config.experts
+        if experts is None or experts.router == "blind":
+            return [self.features(pixels, ids[0], record)] * len(ids)
+        first = self.config.sparse[0]
+        x, vectors = self._embedded(pixels), self._vectors()
+        one = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        for block in self.blocks[:first]:
+            x = block(x, one, vectors, None)
+        x = x.repeat(len(ids), 1, 1)
+        task = torch.tensor(ids, device=x.device).repeat_interleave(len(pixels))
+        for block in self.blocks[first:]:
+            x = block(x, task, vectors, record)
+        return list(self.norm(x).chunk(len(ids)))
+
+    def _vectors(self) -> Tensor | None:
+        return None if self.task_embedding is None else self.task_embedding()
+
+    def _embedded(self, pixels: Tensor) -> Tensor:
+        """(S, L, D) tokens of images."""
+        config = self.config
+        wanted = (config.channels, config.image_size, config.image_size)
+        if tuple(pixels.shape[1:]) != wanted:
+            raise ConfigError(f"pixels are {tuple(pixels.shape)}, expected (images, *{wanted})")
+        x: Tensor = self.patches(pixels).flatten(2).transpose(1, 2)  # (S, G G, D)
+        if self.class_token is not None:
+            x = torch.cat((self.class_token.to(x.dtype).expand(len(x), 1, -1), x), 1)
+        return x + self.position
 
     def forward(
         self, pixels: Tensor, task: str | int, record: RoutingRecord | None = None
