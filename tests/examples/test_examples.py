@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SHORT = {"three_csv_files.py": ["--steps", "2"]}
+SHORT = {
+    "three_csv_files.py": ["--steps", "2"],
+    "adapt_with_32_examples.py": ["--steps", "2", "--shots", "4"],
+}
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from polytask.systems.adapt_run import ScaLearnRunConfig, scalearn_run
 from polytask.systems.base import Outcome, Say, read_tuning
 from polytask.systems.testbeds import sources as bed
 
-LRS = (1e-3, 6e-3, 3e-2)
+LRS = (6e-3, 2e-2, 6e-2)
 TUNING_SEEDS = (1000,)  # never judged on
 SCALE: Mapping[str, Any] = {"method": "scalearn"}
 METHODS: Mapping[str, Mapping[str, Any] | None] = {

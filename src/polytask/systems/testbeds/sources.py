@@ -1,8 +1,8 @@
 """Source adapters on a frozen encoder, and targets with 64 labels that may use them.
 
 glyphs  MNIST digits cut into seven related tasks (parity, size, primes, loops, ...); a two-layer
-        transformer over 16 patches, pretrained by filling in masked patches. Adapters stand at the
-        normalisation after each feed-forward, heads are linear.
+        transformer over 16 patches, pretrained without labels (masked patches, contrast of views).
+        Adapters stand at the normalisation after each feed-forward, heads are linear.
 texts   MiniLM (real pretrained weights) and the six text tasks of `testbeds.names`; one adapter at
         the last normalisation, everything below computed once; classes are scored by the vectors
         of their names, so only adapters and scales learn.
@@ -49,8 +49,8 @@ class Setting:
     few: int = 64  # labels of a target
     valid: int = 64
     test: int = 1000
-    pretraining: int = 400  # steps
-    stage1: int = 200
+    pretraining: int = 500  # steps
+    stage1: int = 300
     stage2: int = 100
     batch: int = 32
 
@@ -151,15 +151,15 @@ def _glyphs(setting: Setting, seed: int) -> Bed:
     found = [embedded.arrays("mnist5k", split) for split in ("train", "test")]
     image = np.concatenate([f["image"] for f in found]).reshape(-1, 28, 28)
     digit = torch.from_numpy(np.concatenate([f["label"] for f in found]).astype(np.int64))
-    patches = image.reshape(-1, 4, 7, 4, 7).transpose(0, 1, 3, 2, 4).reshape(-1, 16, 49)
-    x = torch.from_numpy(patches.astype(np.float32) / 255)
+    pixels = torch.from_numpy(image.astype(np.float32) / 255)
+    x = patches_of(pixels)
     order = torch.from_numpy(rng.generator(seed, "glyphs").permutation(len(x)))
     sizes = {"net": 1500, "rich": setting.rich, "few": setting.few, "valid": setting.valid}
     start, pick = 0, {}
     for name, size in {**sizes, "test": setting.test}.items():
         pick[name] = order[start : start + size]
         start += size
-    net = _pretrain(x[pick["net"]], setting.pretraining, seed)
+    net = _pretrain(pixels[pick["net"]], setting.pretraining, seed)
     parts = {
         task: {
             name: Part((x[index],), torch.tensor(GLYPH_TASKS[task])[digit[index]])
@@ -171,18 +171,39 @@ def _glyphs(setting: Setting, seed: int) -> Bed:
     return Bed(setting, net, 64, ("norm2",), classes, parts)
 
 
-def _pretrain(patches: Tensor, steps: int, seed: int) -> PatchEncoder:
-    """Fill in half of the patches from the other half."""
+def patches_of(pixels: Tensor) -> Tensor:
+    """(n, 28, 28) -> (n, 16, 49)."""
+    return pixels.view(-1, 4, 7, 4, 7).transpose(2, 3).reshape(-1, 16, 49)
+
+
+def _moved(pixels: Tensor, draw: np.random.Generator) -> Tensor:
+    """Every image shifted by up to two pixels each way, with a little noise."""
+    count = len(pixels)
+    wide = functional.pad(pixels, (2, 2, 2, 2))
+    step = torch.arange(28)
+    down, right = torch.from_numpy(draw.integers(0, 5, (2, count, 1)))
+    rows, columns = (down + step)[:, :, None], (right + step)[:, None]
+    noise = torch.from_numpy(draw.normal(0, 0.1, (count, 28, 28)).astype(np.float32))
+    return wide[torch.arange(count)[:, None, None], rows, columns] + noise
+
+
+def _pretrain(pixels: Tensor, steps: int, seed: int) -> PatchEncoder:
+    """No labels: half of the patches are filled in from the other half, and two moved views of an
+    image must find each other among those of 64."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.derive(seed, "encoder"))
-        net = PatchEncoder()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3)
+        net, project = PatchEncoder(), nn.Linear(64, 64)
+    optimizer = torch.optim.AdamW([*net.parameters(), *project.parameters()], lr=2e-3)
     for step in range(steps):
+        _set_rate(optimizer, 2e-3, step, steps)
         draw = rng.generator(seed, "fill", step)
-        rows = torch.from_numpy(draw.integers(0, len(patches), 64))
+        rows = torch.from_numpy(draw.integers(0, len(pixels), 64))
         hidden = torch.from_numpy(draw.random((64, 16)) < 0.5)
-        out = net.fill(net.tokens(patches[rows], hidden))
-        loss = (out - patches[rows])[hidden].square().mean()
+        patches = patches_of(pixels[rows])
+        loss = (net.fill(net.tokens(patches, hidden)) - patches)[hidden].square().mean()
+        views = torch.cat([patches_of(_moved(pixels[rows], draw)) for _ in range(2)])
+        first, second = functional.normalize(project(net(views)), dim=-1).split(64)
+        loss = loss + functional.cross_entropy(first @ second.T / 0.2, torch.arange(64))
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
@@ -254,7 +275,7 @@ def adapters_of(setting: Setting, seed: int, lr: float = 1e-3) -> tuple[Bank, Ba
     learned = [p for head in heads for p in head.parameters()]
     groups = [*adapters.groups(lr), *([{"params": learned, "lr": lr}] if learned else [])]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-    rows = setting.batch // 2
+    rows = max(1, 3 * setting.batch // 4)
     task = torch.arange(len(kinds)).repeat_interleave(rows)
     for step in range(setting.stage1):
         _set_rate(optimizer, lr, step, setting.stage1)
