@@ -218,6 +218,7 @@ def study_of(system: Provable, size: Size) -> Study:
         size=size,
         equal=getattr(system, "equal", None),
         correction=getattr(system, "correction", "none"),
-        tuning=getattr(system, "tuning", None),
+        # A smoke run takes settings from the grid, so it also runs before anything was tuned.
+        tuning=getattr(system, "tuning", None) if size == "full" else None,
         notes=getattr(system, "notes", None) or {},
     )

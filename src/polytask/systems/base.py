@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from polytask.configs import Config
+from polytask.errors import ConfigError
 
 if TYPE_CHECKING:
     from polytask.study import Arm, Budget, Claim, Evidence, Executor, Size, Tuning
@@ -111,6 +112,11 @@ def read_tuning(path: Path) -> Tuning:
 
     from polytask.study import Tuning
 
+    if not path.is_file():
+        number = path.name.split("_")[0]
+        raise ConfigError(
+            f"the arms of system {number} have not been tuned yet: polytask prove {number} --tune"
+        )
     return TypeAdapter(Tuning).validate_json(path.read_bytes())
 
 
