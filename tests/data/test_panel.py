@@ -61,6 +61,33 @@ def test_all_kinds_of_tables_give_one_panel(table: pd.DataFrame, tmp_path: Path)
         assert np.array_equal(read(other).values, whole)
 
 
+class OnlyArrow:
+    """A table that speaks the Arrow stream protocol and nothing else."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        return self.table.__arrow_c_stream__(requested_schema)
+
+
+def test_whatever_speaks_arrow_is_read(table: pd.DataFrame) -> None:
+    found = read(OnlyArrow(pa.Table.from_pandas(table)))
+    assert np.array_equal(found.values, read(table).values)
+
+
+def test_polars_tables_are_read_and_lazy_ones_named(table: pd.DataFrame) -> None:
+    polars = pytest.importorskip("polars")
+    table.loc[3, "sales"] = np.nan
+    whole = read(table, controls=["holiday"])
+    for frame in (polars.from_pandas(table), polars.from_pandas(table.astype({"day": str}))):
+        found = read(frame, controls=["holiday"])
+        np.testing.assert_array_equal(found.values, whole.values)
+        assert found.ids == whole.ids and found.first.tolist() == whole.first.tolist()
+    with pytest.raises(DataError, match=r"a lazy table has no rows yet; give what its collect"):
+        read(polars.from_pandas(table).lazy())
+
+
 BAD = {
     "a missing column": (
         lambda t: t.rename(columns={"sales": "sale"}),

@@ -11,10 +11,13 @@ import pandas as pd
 import pytest
 import torch
 
+from polytask.data.calendar import Frequency
 from polytask.data.series_generator import generate
+from polytask.data.windows import Record, WindowSet
 from polytask.errors import CheckpointError, DataError, UserError
 from polytask.infer import Forecaster
-from polytask.infer.naive import seasonal_naive
+from polytask.infer.forecaster import split_in_time
+from polytask.infer.series_training import ForecastLoss, SeriesBatch
 from polytask.models.ttm import TinyTimeMixer, TTMConfig
 from polytask.systems.ttm_run import sales_table
 
@@ -85,6 +88,85 @@ def test_few_shot_leaves_the_backbone_and_full_trains_everything(table: pd.DataF
         assert not torch.equal(
             before["head.base_forecast_block.weight"], after["head.base_forecast_block.weight"]
         )
+
+
+def test_the_last_part_of_each_series_is_held_out_with_its_context_in_front() -> None:
+    steps = Frequency.named("D")
+    whole = np.arange(100, dtype=np.float32)[:, None]
+    records = [Record(whole, steps), Record(whole[:30], steps), Record(whole[:11], steps)]
+    early, late = split_in_time(records, 0.2, context=24, horizon=6)
+    assert [len(r.values) for r in early] == [80, 24, 11]  # the last is too short to share
+    assert [len(r.values) for r in late] == [44, 30]
+    np.testing.assert_array_equal(late[0].values, whole[56:])
+    np.testing.assert_array_equal(late[1].values, whole[:30])
+    windows = WindowSet({"late": late}, 24, 6, 24)
+    found = windows.gather(np.zeros(sum(windows.sizes), np.int64), np.arange(sum(windows.sizes)))
+    assert found.future[:15].min() == 80 and found.future[15:].min() == 24  # nothing learnt from
+    early, late = split_in_time(records, 0.0, context=24, horizon=6)
+    assert [len(r.values) for r in early] == [100, 30, 11] and late == []
+
+
+def test_tuning_stops_when_what_is_held_out_gets_no_better(table: pd.DataFrame) -> None:
+    """A learning rate that spoils the model leaves the weights that came in."""
+    forecaster = Forecaster(TINY, device="cpu")
+    plain = Forecaster(TINY, device="cpu").fit(table, **ROLES, steps=1, validation=0.3)
+    assert plain.panel is not None
+    start = plain._adapted(plain.panel).state_dict()
+    forecaster.fit(table, **ROLES, steps=40, lr=0.9, validation=0.3)
+    for name, value in forecaster.model.state_dict().items():
+        assert torch.equal(value, start[name]), name
+    unchecked = Forecaster(TINY, device="cpu").fit(table, **ROLES, steps=40, lr=0.9, validation=0.0)
+    head = "head.base_forecast_block.weight"
+    assert not torch.equal(unchecked.model.state_dict()[head], start[head])
+
+
+def test_a_table_too_short_to_hold_out_is_said_and_bad_settings_are_refused(
+    table: pd.DataFrame,
+) -> None:
+    short = table[table["day"] < table["day"].min() + pd.Timedelta(days=14)]
+    with pytest.warns(UserWarning, match="no series is long enough to hold out its last 15%"):
+        Forecaster(TINY, device="cpu").fit(short, **{**ROLES, "controls": []}, steps=2)
+    for name, value in (("lr", 0.0), ("lr", float("nan")), ("validation", 0.7), ("steps", 0)):
+        with pytest.raises(UserError, match=f"{name} = {value}: should be"):
+            Forecaster(TINY).fit(table, **ROLES, **{name: value})
+
+
+def test_a_step_whose_control_is_unknown_is_neither_learnt_from_nor_scored(
+    table: pd.DataFrame,
+) -> None:
+    """Whatever its target is: the loss and the gradients are the same."""
+    config = TINY.model_copy(
+        update={
+            "num_input_channels": 2,
+            "prediction_channel_indices": (0,),
+            "exogenous_channel_indices": (1,),
+            "enable_forecast_channel_mixing": True,
+        }
+    )
+    torch.manual_seed(0)
+    model, found = TinyTimeMixer(config).eval(), []
+    past, future = torch.randn(4, 24, 2), torch.randn(4, 6, 2)
+    future[:, 2, 1] = torch.nan
+    whole = torch.zeros(4, dtype=torch.long)
+    for target in (0.0, 1e3):
+        future[:, 2, 0] = target
+        terms = ForecastLoss()(model, SeriesBatch(past, future.clone(), whole, whole, whole))
+        model.zero_grad()
+        torch.stack([v.sum() for v in terms.value.values()]).sum().backward()
+        fcm = model.head.fcm_block
+        assert fcm is not None and fcm.mlp.weight.grad is not None
+        found.append((terms.value["forecast"].detach(), fcm.mlp.weight.grad.clone()))
+    assert found[0][0].isfinite().all()
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+    hidden = table.copy()
+    day = last_day(table) - pd.Timedelta(days=3)
+    hidden.loc[hidden["day"] == day, "holiday"] = np.nan
+    scores = (
+        Forecaster(TINY, device="cpu").fit(hidden, **ROLES, steps=1).backtest(windows=1, horizon=6)
+    )
+    assert scores.forecasts[scores.forecasts["timestamp"] == day]["truth"].isna().all()
+    assert scores.forecasts["truth"].notna().sum() >= 8
 
 
 def test_controls_before_training_leave_the_pretrained_forecast(table: pd.DataFrame) -> None:
@@ -228,11 +310,3 @@ def test_pretraining_is_a_function_of_the_seed_and_learns() -> None:
     for key, value in first.base.state_dict().items():
         assert torch.equal(value, again.base.state_dict()[key])
     assert isinstance(first.model, TinyTimeMixer) and first.model is first.base
-
-
-def test_the_seasonal_naive_forecast_repeats_the_last_season_and_skips_gaps() -> None:
-    past = np.arange(10, dtype=np.float32)[None, :, None].copy()
-    assert seasonal_naive(past, 4, 6)[0, :, 0].tolist() == [6, 7, 8, 9, 6, 7]
-    past[0, 7] = np.nan
-    assert seasonal_naive(past, 4, 3)[0, :, 0].tolist() == [6, 3, 8]
-    assert seasonal_naive(past, 1, 2)[0, :, 0].tolist() == [9, 9]

@@ -123,8 +123,8 @@ class Frequency:
             bad = np.union1d(bad, np.flatnonzero(~_same_place_in_month(stamps)))
         if bad.size:
             raise DataError(
-                f"irregular timestamp {_show(stamps[bad[0]])}: not a multiple of the step "
-                f"'{self.name}' after {_show(stamps[0])}. Give `frequency`, or resample the series"
+                f"irregular timestamp {show(stamps[bad[0]])}: not a multiple of the step "
+                f"'{self.name}' after {show(stamps[0])}. Give `frequency`, or resample the series"
             )
         return np.asarray(offset // self.count, dtype=np.int64)
 
@@ -170,8 +170,8 @@ def _most_common(positions: Ints, stamps: Stamps) -> int:
     if counts[best] * 2 < len(steps):
         odd = int(np.flatnonzero(steps != sizes[best])[0]) + 1
         raise DataError(
-            f"the timestamps have no common step: {_show(stamps[odd - 1])} is followed by "
-            f"{_show(stamps[odd])}. Give `frequency`, or resample the series"
+            f"the timestamps have no common step: {show(stamps[odd - 1])} is followed by "
+            f"{show(stamps[odd])}. Give `frequency`, or resample the series"
         )
     return int(sizes[best])
 
@@ -186,5 +186,6 @@ def _same_place_in_month(stamps: Stamps) -> NDArray[np.bool_]:
     return np.asarray(same_day | (is_end & bool(is_end[0])))
 
 
-def _show(stamp: np.datetime64) -> str:
+def show(stamp: np.datetime64) -> str:
+    """As messages write it; midnight is left out."""
     return str(stamp.astype("datetime64[s]")).replace("T", " ").removesuffix(" 00:00:00")

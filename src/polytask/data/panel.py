@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polytask.data.calendar import Frequency, infer
+from polytask.data.calendar import Frequency, infer, show
 from polytask.errors import DataError, suggestion
 
 Floats = NDArray[np.float32]
@@ -123,7 +123,7 @@ def _assemble(
     if same.any():
         at = int(np.flatnonzero(same)[0])
         raise DataError(
-            f"{name}: '{ids[code[at]]}' has two rows for {stamps[at]}. Aggregate them first"
+            f"{name}: '{ids[code[at]]}' has two rows for {show(stamps[at])}. Aggregate them first"
         )
     bounds = np.flatnonzero(np.diff(code, prepend=-1, append=len(ids)))
     step = Frequency.named(frequency) if frequency else _infer(name, ids, bounds, stamps)
@@ -201,6 +201,12 @@ def _frame(table: Any, name: str) -> tuple[Any, str]:
         return table, name
     if hasattr(table, "to_pandas"):  # Arrow and Polars
         return table.to_pandas(), name
+    if hasattr(table, "__arrow_c_stream__"):  # DuckDB and whoever else speaks Arrow
+        import pyarrow as pa
+
+        return pa.table(table).to_pandas(), name
+    if hasattr(table, "collect"):
+        raise DataError(f"{name}: a lazy table has no rows yet; give what its collect() returns")
     raise DataError(f"{name}: expected a pandas, Polars or Arrow table, not {type(table).__name__}")
 
 

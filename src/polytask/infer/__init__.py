@@ -6,12 +6,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from polytask.infer.adapters import DatasetForecaster, SeriesForecaster
     from polytask.infer.forecaster import Forecaster
     from polytask.infer.fusion import fuse_step
     from polytask.infer.fusion_model import Fusion
 
-_HOME = {"Forecaster": "forecaster", "Fusion": "fusion_model", "fuse_step": "fusion"}
-__all__ = ["Forecaster", "Fusion", "fuse_step"]
+_HOME = {
+    "DatasetForecaster": "adapters",
+    "Forecaster": "forecaster",
+    "Fusion": "fusion_model",
+    "SeriesForecaster": "adapters",
+    "fuse_step": "fusion",
+}
+__all__ = ["DatasetForecaster", "Forecaster", "Fusion", "SeriesForecaster", "fuse_step"]
 
 
 def __getattr__(name: str) -> Any:

@@ -26,14 +26,17 @@ class Scores:
 
 def score_origin(panel: Panel, cuts: Any, rolled: Roll, steps: int) -> Any:
     """One origin as a long pandas table. Errors are scaled (MASE) by the seasonal naive error of
-    what lies before the origin."""
+    what lies before the origin. A truth whose controls were not known counts as missing: a real
+    forecast of that step would have been refused."""
     import pandas as pd
 
     season, parts = panel.frequency.season, []
     for i, cut in enumerate(cuts):
         values = panel.series(i)
         stamps = panel.stamps(i)
-        past, truth = values[:cut, : panel.targets], values[cut : cut + steps, : panel.targets]
+        past, ahead = values[:cut, : panel.targets], values[cut : cut + steps]
+        known = np.isfinite(ahead[:, panel.targets :]).all(1, keepdims=True)
+        truth = np.where(known, ahead[:, : panel.targets], np.nan)
         naive = seasonal_naive(past[None], season, steps)[0]
         scale = naive_scale(past[None], min(season, max(1, len(past) - 1)))[0]
         for k in range(panel.targets):

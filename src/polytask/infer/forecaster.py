@@ -61,7 +61,9 @@ class Columns:
     controls: tuple[str, ...] = ()
     frequency: str | None = None
     mode: Mode = "zero-shot"
-    steps: int = 200
+    steps: int = 400
+    lr: float = 3e-3
+    validation: float = 0.15
 
 
 class Forecaster:
@@ -121,7 +123,9 @@ class Forecaster:
         controls: Sequence[str] = (),
         frequency: str | None = None,
         mode: Mode = "few-shot",
-        steps: int = 200,
+        steps: int = 400,
+        lr: float = 3e-3,
+        validation: float = 0.15,
         progress: bool = False,
     ) -> Forecaster:
         """Learn from a table (pandas, Polars, Arrow, or a path), as `read_panel` takes it.
@@ -129,14 +133,25 @@ class Forecaster:
         Args:
             mode: 'zero-shot' trains nothing, 'few-shot' all but the backbone, 'full' everything.
                 Controls need training: their mixer starts at zero.
+            steps: at most so many; fewer when the loss on what is held out stops falling.
+            lr: peak of the learning rate.
+            validation: share of each series, its last part (a horizon at least), that is held out
+                to tell when to stop; 0 trains on everything for all `steps`.
 
         Raises:
             DataError: the table has a fault (named), or no series is long enough to train on.
         """
         if mode not in ("zero-shot", "few-shot", "full"):
             raise UserError(f"mode '{mode}': give 'zero-shot', 'few-shot' or 'full'")
+        for name, fits, what in (
+            ("steps", steps >= 1, "at least 1"),
+            ("lr", 0 < lr < 1, "between 0 and 1"),
+            ("validation", 0 <= validation <= 0.5, "between 0 and 0.5"),
+        ):
+            if not fits:
+                raise UserError(f"{name} = {locals()[name]}: should be {what}")
         self.columns = Columns(
-            timestamp, tuple(targets), id, tuple(controls), frequency, mode, steps
+            timestamp, tuple(targets), id, tuple(controls), frequency, mode, steps, lr, validation
         )
         self.panel = self._read(table)
         self._fit_panel(self.panel, progress)
@@ -257,14 +272,26 @@ class Forecaster:
         if m.num_input_channels == 1:
             records = univariate(records)
         least = min(m.prediction_length, m.context_length // 2)
-        records = [_with_known_controls(r, panel.targets if c.controls else 1) for r in records]
-        windows = WindowSet({"table": records}, m.context_length, m.prediction_length, least)
+        early, late = split_in_time(records, c.validation, m.context_length, m.prediction_length)
+        windows = WindowSet({"table": early}, m.context_length, m.prediction_length, least)
+        held_out = None
+        if late:
+            held_out = WindowSet(
+                {"table": late}, m.context_length, m.prediction_length, m.context_length
+            )
+        elif c.validation:
+            warnings.warn(
+                f"no series is long enough to hold out its last {c.validation:.0%}: all {c.steps} "
+                "steps of tuning are made, unchecked",
+                stacklevel=4,
+            )
         frozen = ("backbone.*",) if c.mode == "few-shot" else ()
-        self._train(self.model, windows, c.steps, 64, 1e-3, frozen, None, progress)
+        self._train(self.model, windows, c.steps, 64, c.lr, frozen, None, progress, held_out)
 
     def _adapted(self, panel: Panel) -> TinyTimeMixer:
         """A copy of the pretrained model with the channels that the panel needs."""
         config, channels = self.base.config, len(panel.channels)
+        has_mixer = config.enable_forecast_channel_mixing
         if channels > panel.targets:
             config = config.model_copy(
                 update={
@@ -272,6 +299,8 @@ class Forecaster:
                     "prediction_channel_indices": tuple(range(panel.targets)),
                     "exogenous_channel_indices": tuple(range(panel.targets, channels)),
                     "enable_forecast_channel_mixing": True,
+                    # a softmax over all inputs would shrink each control by their number
+                    "fcm_gated_attn": config.fcm_gated_attn and has_mixer,
                     "exogenous_scale": "raw",
                 }
             )
@@ -302,6 +331,7 @@ class Forecaster:
         freeze: tuple[str, ...],
         folder: Path | None,
         progress: bool,
+        held_out: WindowSet | None = None,
     ) -> None:
         train_mixer(
             model,
@@ -315,6 +345,7 @@ class Forecaster:
             folder=folder,
             device=self.device,
             progress=progress,
+            held_out=held_out,
         )
 
 
@@ -351,8 +382,20 @@ def _units(values: Floats) -> Floats:
     return np.stack([np.nan_to_num(loc), np.where(known, scale, 1.0)]).astype(np.float32)
 
 
-def _with_known_controls(record: Record, targets: int) -> Record:
-    """Unknown controls within the history are 0 (their mean) once they are a window's future."""
-    values = record.values.copy()
-    values[:, targets:] = np.nan_to_num(values[:, targets:])
-    return Record(values, record.frequency)
+def split_in_time(
+    records: Sequence[Record], share: float, context: int, horizon: int
+) -> tuple[list[Record], list[Record]]:
+    """Each series without its last `share` (a horizon at least), and that part with the context
+    before it. A series that would keep less than two horizons to learn from stays whole."""
+    early, late = [], []
+    for record in records:
+        length = len(record.values)
+        held = max(horizon, round(length * share)) if share else 0
+        if not held or length - held < 2 * horizon:
+            early.append(record)
+            continue
+        early.append(Record(record.values[: length - held], record.frequency))
+        tail = record.values[-(context + held) :]
+        lacking = np.full((context + held - len(tail), tail.shape[1]), np.nan, np.float32)
+        late.append(Record(np.concatenate([lacking, tail]), record.frequency))
+    return early, late

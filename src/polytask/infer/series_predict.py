@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from polytask.data.calendar import show
 from polytask.data.panel import Panel
 from polytask.errors import DataError
 from polytask.models.ttm import TinyTimeMixer
@@ -129,7 +130,8 @@ def _contexts(panel: Panel, cuts: NDArray[np.int64], context: int) -> Floats:
 def _controls(panel: Panel, cuts: NDArray[np.int64], steps: int, means: Floats) -> Floats:
     """(series, steps, controls) after each cut; every one after the last target has to be there.
 
-    A row that is missing within the history has no control: it counts as the mean, as in training.
+    A row that is missing within the history has no control: it counts as the mean for its
+    neighbours, as in training; its own step is neither learnt from nor scored.
     """
     controls = len(panel.channels) - panel.targets
     out = np.zeros((len(panel), steps, controls), np.float32)
@@ -148,7 +150,8 @@ def _controls(panel: Panel, cuts: NDArray[np.int64], steps: int, means: Floats) 
             when = panel.frequency.after(panel.stamps(i)[cut - 1], int(step) + 1)[-1]
             raise DataError(
                 f"series '{panel.ids[i]}': control '{panel.channels[panel.targets + column]}' has "
-                f"no value for {when}; controls have to be known for all {steps} steps to forecast"
+                f"no value for {show(when)}; controls have to be known for all {steps} steps to "
+                "forecast"
             )
         out[i] = ahead
     return out
