@@ -202,7 +202,7 @@ def _pretrain(pixels: Tensor, steps: int, seed: int) -> PatchEncoder:
         patches = patches_of(pixels[rows])
         loss = (net.fill(net.tokens(patches, hidden)) - patches)[hidden].square().mean()
         views = torch.cat([patches_of(_moved(pixels[rows], draw)) for _ in range(2)])
-        first, second = functional.normalize(project(net(views)), dim=-1).split(64)
+        first, second = torch.split(functional.normalize(project(net(views)), dim=-1), 64)
         loss = loss + functional.cross_entropy(first @ second.T / 0.2, torch.arange(64))
         optimizer.zero_grad()
         torch.autograd.backward(loss)
