@@ -25,7 +25,7 @@ from polytask.systems.adapt_run import MHRRunConfig, mhr_run
 from polytask.systems.base import Outcome, Say, read_tuning
 from polytask.systems.testbeds import skills as bed
 
-LRS, FEW_LRS = (3e-3, 1e-2, 3e-2), (1e-3, 3e-3)
+LRS, FEW_LRS = (1e-2, 3e-2, 1e-1), (3e-4, 1e-3)
 TUNING_SEEDS = (1000, 1001)  # never judged on
 LORA = {"method": "poly", "rank": 32, "modules": 1, "gate": "uniform", "alpha": 32.0}
 POLY = {"method": "poly", "rank": 4, "modules": 8, "alpha": 4.0}
