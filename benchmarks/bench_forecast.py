@@ -3,16 +3,23 @@
     python -m benchmarks forecast
 
 Both mixers have the same weights and give the same numbers (checked to 1e-5 before timing). ETS
-(statsmodels, additive trend and season) is fitted anew for every series, as it has to be.
+(statsmodels, additive trend and season) is fitted anew for every series, as it has to be, and so
+are AutoETS and AutoTheta of statsforecast, in a process of their own: that package may be installed
+in a folder apart (`pip install --target FOLDER statsforecast`, `--statsforecast FOLDER`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
+import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -113,6 +120,56 @@ def beside_ets(clock: Callable[[], float], repeats: int, series: int) -> dict[st
     }
 
 
+_THEIRS = """
+import json, sys, time
+import numpy as np
+from statsforecast.models import AutoETS, AutoTheta
+values, season, horizon, clock = np.load(sys.argv[1]), 12, 24, getattr(time, sys.argv[2])
+found = {}
+for kind in (AutoETS, AutoTheta):
+    kind(season_length=season).forecast(y=values[0], h=horizon)  # compiles, not counted
+    start = clock()
+    for row in values:
+        kind(season_length=season).forecast(y=row, h=horizon)
+    found[kind.__name__] = clock() - start
+print(json.dumps(found))
+"""
+
+
+def beside_statsforecast(
+    clock: Callable[[], float], repeats: int, series: int, folder: Path | None
+) -> list[dict[str, Any]]:
+    """As `beside_ets`, for automatic models; nothing where statsforecast is not installed."""
+    paths = [str(folder)] if folder is not None else []
+    place = {"PYTHONPATH": os.pathsep.join(paths)} if paths else {}
+    environment = {**os.environ, **place, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    values = np.stack([r.values for r in generate("M", series, 96)])
+    with tempfile.TemporaryDirectory() as scratch:
+        np.save(file := Path(scratch) / "series.npy", values[..., 0])
+        command = [sys.executable, "-c", _THEIRS, str(file), clock.__name__]
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        print(f"left out: statsforecast does not run ({ran.stderr.strip().splitlines()[-1]})")
+        return []
+    model = TinyTimeMixer(TTMConfig(**SIZES["small (96 -> 24)"], num_input_channels=1)).eval()
+
+    def mixer() -> None:
+        with torch.no_grad():
+            model(torch.from_numpy(values))
+
+    ours = compare({"mixer": mixer}, repeats, clock=clock).medians["mixer"]
+    return [
+        {
+            "peer": name,
+            "series": series,
+            "mixer_per_s": series / ours,
+            "peer_per_s": series / seconds,
+            "speedup": seconds / ours,
+        }
+        for name, seconds in json.loads(ran.stdout).items()
+    ]
+
+
 def pretraining(clock: Callable[[], float], steps: int) -> dict[str, Any]:
     """Windows per second of the whole loop: draw, gather, forward, backward, update."""
     records = {f: [s for r in generate(f, 128, 400) if (s := standardise(r))] for f in ("h", "D")}
@@ -133,6 +190,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cpu-time", action="store_true", help="where others share the machine")
+    parser.add_argument("--statsforecast", type=Path, help="folder in which it is installed")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
@@ -141,11 +199,19 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     found: dict[str, Any] = {"versions": show_versions(packages)}
     found["published"] = beside_published(clock, options.repeats, options.batch)
     found["ets"] = [beside_ets(clock, max(1, options.repeats // 3), options.series)]
+    folder = options.statsforecast or os.environ.get("STATSFORECAST")
+    automatic = beside_statsforecast(
+        clock, options.repeats, options.series, Path(folder) if folder else None
+    )
+    if automatic:
+        found["statsforecast"] = automatic
     found["pretraining"] = [pretraining(clock, options.steps)]
     if options.json:
         print(json.dumps(found, indent=2))
     else:
-        for key in ("published", "ets", "pretraining"):
+        for key in ("published", "ets", "statsforecast", "pretraining"):
+            if key not in found:
+                continue
             print("\n" + table(list(found[key][0]), [list(row.values()) for row in found[key]]))
     return found
 

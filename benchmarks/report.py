@@ -43,8 +43,8 @@ TOLD = {
     ),
     "bench_forecast": (
         "Forecasting",
-        "A Tiny Time Mixer with the same weights and outputs as `granite-tsfm`, and exponential "
-        "smoothing fitted to each series.",
+        "A Tiny Time Mixer with the same weights and outputs as `granite-tsfm`; exponential "
+        "smoothing and statsforecast's automatic models, fitted to each series as they have to be.",
     ),
     "bench_merge": (
         "Merging",

@@ -6,6 +6,7 @@ with the seasonal naive forecast and prints the first days of the forecast. Abou
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from polytask.infer import Forecaster
 from polytask.systems.ttm_run import sales_table
 
 
-def main(pretraining: int = 200, tuning: int = 100) -> None:
+def main(pretraining: int, steps: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "sales.csv"
         sales_table(horizon=24).to_csv(path, index=False)  # shop, day, y, holiday
@@ -27,11 +28,14 @@ def main(pretraining: int = 200, tuning: int = 100) -> None:
             targets=["y"],
             id="shop",
             controls=["holiday"],
-            steps=tuning,
+            steps=steps,
         )
         print(forecaster.backtest(windows=3).table.round(3).to_string(index=False))
         print(forecaster.predict(horizon=24).groupby("id").head(5).to_string(index=False))
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pretraining", type=int, default=200, help="steps")
+    parser.add_argument("--steps", type=int, default=400, help="of tuning, at most")
+    main(**vars(parser.parse_args()))

@@ -30,7 +30,9 @@ class TTMRunConfig(SystemConfig):
     controls: tuple[str, ...] = ()
     frequency: str | None = None  # found out from the stamps
     mode: Literal["zero-shot", "few-shot", "full"] = "few-shot"
-    steps: PositiveInt = 200  # of tuning
+    steps: PositiveInt = 400  # of tuning, at most
+    lr: float = Field(3e-3, gt=0, lt=1)
+    validation: float = Field(0.15, ge=0, le=0.5)  # last part of each series; 0: no early stop
     windows: PositiveInt = 3  # of the backtest
     pretraining: PositiveInt = 400  # steps, once
     source: Path | None = Field(None, alias="from")  # a saved forecaster or published weights
@@ -63,6 +65,8 @@ def ttm_run(config: TTMRunConfig, say: Say) -> Outcome:
             frequency=config.frequency,
             mode=config.mode,
             steps=config.steps,
+            lr=config.lr,
+            validation=config.validation,
         )
         forecast = forecaster.predict(horizon=config.horizon)
         say(f"testing on {config.windows} windows of {config.horizon} steps")
@@ -73,7 +77,8 @@ def ttm_run(config: TTMRunConfig, say: Say) -> Outcome:
     notes.insert(
         0,
         f"{len(panel)} series with a step of '{panel.frequency.name}'; {panel.missing} missing "
-        f"rows were filled in as unknown; {config.mode}, {config.steps} steps of tuning.",
+        f"rows were filled in as unknown; {config.mode}"
+        + ("." if config.mode == "zero-shot" else f", at most {config.steps} steps of tuning."),
     )
     return _write(config, folder, forecaster, forecast, scores, notes)
 
@@ -160,7 +165,7 @@ def made_up(config: TTMRunConfig) -> TTMRunConfig:
     )
 
 
-def sales_table(horizon: int, days: int = 420, seed: int = 0) -> Any:
+def sales_table(horizon: int, days: int = 800, seed: int = 0) -> Any:
     """Two shops by day: weekly season, holidays known ahead, missing rows and missing values."""
     import pandas as pd
 
