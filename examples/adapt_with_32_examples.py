@@ -17,13 +17,22 @@ from pathlib import Path
 
 from polytask.data import embedded
 from polytask.pipeline import parse_config, train
+from polytask.rng import generator
 
+SPLITS = {"train": 1500, "valid": 60, "test": 300}  # rows of each that are used
+FILES = {"inputs": {"text": "text"}, "target": "label"}
+SOURCES = {  # file -> embedded data set, its text and its label
+    "language": ("django-language", "text", "language"),
+    "diagnosis": ("icd10-chapter", "diagnosis", "chapter"),
+    "emoji": ("emoji-group", "name", "group"),
+    "area": ("code-area", "docstring", "area"),
+}
 MANY = {
     "name": "many",
     "tasks": {
-        "language": {"data": "embedded:django-language"},
-        "topic": {"data": "embedded:chatterbot-topic"},
-        "diagnosis": {"data": "embedded:icd10-chapter"},
+        "language": {**FILES, "data": {s: f"language-{s}.csv" for s in SPLITS}},
+        "diagnosis": {**FILES, "data": {s: f"diagnosis-{s}.csv" for s in SPLITS}},
+        "emoji": {**FILES, "data": {s: f"emoji-{s}.csv" for s in SPLITS}},
     },
     "mixture": {"policy": "uniform"},
     "encoding": {"text_length": 24},
@@ -33,13 +42,7 @@ MANY = {
     "leaks": None,
 }
 NEW = {
-    "tasks": {
-        "area": {
-            "data": {"train": "train.csv", "valid": "valid.csv", "test": "test.csv"},
-            "inputs": {"text": "docstring"},
-            "target": "area",
-        }
-    },
+    "tasks": {"area": {**FILES, "data": {s: f"area-{s}.csv" for s in SPLITS}}},
     "encoding": {"text_length": 24},
     "evaluate": {"max_valid": 0},
     "leaks": None,
@@ -47,14 +50,18 @@ NEW = {
 
 
 def write_files(folder: Path) -> None:
-    """What a user would have: docstrings of functions, and the area of the library each is from."""
+    """What a user would have: texts and labels. `area` is the new task: docstrings of functions,
+    and the part of the library each is from."""
     folder.mkdir(parents=True, exist_ok=True)
-    for split, rows in embedded.load("code-area").items():
-        some = rows.take(range(min(len(rows), 1500)))
-        with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as handle:
-            writer = csv.DictWriter(handle, ["docstring", "area"])
-            writer.writeheader()
-            writer.writerows({k: row[k] for k in ("docstring", "area")} for row in some)
+    for name, (data, text, label) in SOURCES.items():
+        found = embedded.load(data)
+        for split, count in SPLITS.items():
+            rows = found[split]
+            chosen = generator(0, name, split).permutation(len(rows))[:count]
+            with (folder / f"{name}-{split}.csv").open("w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                writer.writerow(["text", "label"])
+                writer.writerows([r[text], r[label]] for r in rows.take([int(i) for i in chosen]))
 
 
 def main() -> None:
@@ -67,7 +74,7 @@ def main() -> None:
     write_files(given.folder)
     length = {"steps": given.steps, "batch_size": 24, "lr": 0.003}
     many = parse_config({**MANY, "train": length})
-    train(many, given.folder / "many", say=print)
+    train(many, given.folder / "many", base=given.folder, say=print)
     few = {"shots": given.shots, "from": str((given.folder / "many").resolve())}
     ways = {
         "modules and row": {"adapt": few},
@@ -82,7 +89,7 @@ def main() -> None:
         run = train(config, given.folder / f"new-{number}", base=given.folder)
         [row] = run.scores["tasks"]
         print(f"{way:16} {row['metric']} {row['multitask']:.3f} on {row['n']} test rows")
-    print(run.predict("area", [{"docstring": "Parse a date from a string in ISO format."}]))
+    print(run.predict("area", [{"text": "Parse a date from a string in ISO format."}]))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from polytask.systems.adapt_run import ScaLearnRunConfig, scalearn_run
 from polytask.systems.base import Outcome, Say, read_tuning
 from polytask.systems.testbeds import sources as bed
 
-LRS = (6e-3, 2e-2, 6e-2)
+LRS = (1e-3, 6e-3, 2e-2, 6e-2)
 TUNING_SEEDS = (1000,)  # never judged on
 SCALE: Mapping[str, Any] = {"method": "scalearn"}
 METHODS: Mapping[str, Mapping[str, Any] | None] = {
@@ -97,7 +97,7 @@ class ScaLearnSystem:
         "budget": "steps and rows of stage 2; stage 1 is the same for all arms of a seed",
         "texts": "MiniLM with an adapter at its last layer: forms that share scales over layers "
         "are the same as those that do not, so they are not listed",
-        "tuning": "learning rate of stage 2, three values for every arm, by validation accuracy",
+        "tuning": "learning rate of stage 2, four values for every arm, by validation accuracy",
     }
 
     @property
@@ -128,7 +128,7 @@ class ScaLearnSystem:
         return read_tuning(self.tuning_file)
 
     def tune(self, executor: Executor) -> Tuning:
-        """Three learning rates for every arm, the best mean validation accuracy."""
+        """Four learning rates for every arm, the best mean validation accuracy."""
         found, _ = tune(
             {name: partial(arm, name, "full") for name in NAMES},
             {"lr": LRS},

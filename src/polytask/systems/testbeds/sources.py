@@ -90,7 +90,7 @@ class Bed:
 
     setting: Setting
     net: nn.Module
-    width: int
+    width: int  # of its features
     sites: tuple[str, ...]
     classes: Mapping[str, int]
     parts: Mapping[str, Mapping[str, Part]]
@@ -98,7 +98,7 @@ class Bed:
 
 
 class PatchEncoder(nn.Module):
-    """16 patches of 7 x 7, a post-norm transformer, the mean over patches."""
+    """16 patches of 7 x 7, a post-norm transformer, the patches' states side by side."""
 
     def __init__(self, width: int = 64, layers: int = 2) -> None:
         super().__init__()
@@ -122,8 +122,8 @@ class PatchEncoder(nn.Module):
         return x
 
     def forward(self, patches: Tensor) -> Tensor:
-        """(n, width)."""
-        return self.tokens(patches).mean(1)
+        """(n, 16 * width)."""
+        return self.tokens(patches).flatten(1)
 
 
 class LastNorm(nn.Module):
@@ -168,7 +168,7 @@ def _glyphs(setting: Setting, seed: int) -> Bed:
         for task in setting.tasks
     }
     classes = {task: max(GLYPH_TASKS[task]) + 1 for task in setting.tasks}
-    return Bed(setting, net, 64, ("norm2",), classes, parts)
+    return Bed(setting, net, 16 * 64, ("norm2",), classes, parts)
 
 
 def patches_of(pixels: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ def _pretrain(pixels: Tensor, steps: int, seed: int) -> PatchEncoder:
     image must find each other among those of 64."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.derive(seed, "encoder"))
-        net, project = PatchEncoder(), nn.Linear(64, 64)
+        net, project = PatchEncoder(), nn.Linear(16 * 64, 64)
     optimizer = torch.optim.AdamW([*net.parameters(), *project.parameters()], lr=2e-3)
     for step in range(steps):
         _set_rate(optimizer, 2e-3, step, steps)
