@@ -244,6 +244,29 @@ def test_bottlenecks_of_a_run_become_the_sources_of_a_new_task(
     assert (run.folder / "routing.png").is_file()
 
 
+def test_sources_stay_frozen_even_where_the_base_trains(stage1: Any, write: Write) -> None:
+    adapt = {"method": "scalearn", "sources": ["runs/stage1"], "base": "trained"}
+    run = go(write("trained", ["number"], adapt=adapt))
+    before, after = adapters_of(stage1.model), adapters_of(run.model)
+    assert before is not None and after is not None
+    for site, layer in after.banks().items():
+        kept = before.banks()[site].bank
+        assert torch.equal(layer.bank.get("mood")["up"], kept.get("mood")["up"])
+    moved = run.model.trunk.model.state_dict()["encoder.layer.0.output.dense.weight"]
+    assert not torch.equal(
+        moved, stage1.model.trunk.model.state_dict()["encoder.layer.0.output.dense.weight"]
+    )
+
+
+def test_settings_that_an_inherited_method_does_not_read_are_named(
+    stage1: Any, many: Any, write: Write
+) -> None:
+    for name, source, key in (("i1", "stage1", "rank"), ("i2", "many", "reduction")):
+        path = write(name, ["number"], model="none", adapt={"from": f"runs/{source}", key: 8})
+        with pytest.raises(ConfigError, match=f"'{key}' has no meaning for method"):
+            prepare(load_config(path), path.parent)
+
+
 @pytest.mark.parametrize("method", ["lora", "ia3", "peft-poly", "prompt", "fusion", "task-lora"])
 def test_every_other_method_trains_saves_and_predicts(
     method: str, stage1: Any, write: Write

@@ -16,6 +16,7 @@ from torch import nn
 from polytask.adapt import Adapters, attach, load, read_bottlenecks
 from polytask.adapt.config import AdaptConfig
 from polytask.adapt.sites import HOME, norm_sites
+from polytask.configs import parse
 from polytask.errors import AdaptError, CheckpointError, ConfigError
 from polytask.models.build import build_model, input_spec
 from polytask.models.hub import HubTrunk
@@ -100,7 +101,7 @@ def _inherited(adapt: AdaptConfig, old: AdaptConfig | None, tasks: int) -> Adapt
         kept = old.model_dump(by_alias=True, exclude_unset=True)
         kept |= adapt.model_dump(by_alias=True, exclude_unset=True)
         kept["method"] = old.method
-        return AdaptConfig.model_validate(kept)
+        return parse(AdaptConfig, kept, "adapt")
     if adapt.tune != "full":
         raise ConfigError(
             f"adapt.tune '{adapt.tune}': {adapt.source} has no inventory of adapters; train it "
@@ -115,7 +116,7 @@ def _inherited(adapt: AdaptConfig, old: AdaptConfig | None, tasks: int) -> Adapt
 
 def _changed(adapt: AdaptConfig, **values: Any) -> AdaptConfig:
     given = adapt.model_dump(by_alias=True, exclude_unset=True)
-    return AdaptConfig.model_validate({**given, **values})
+    return parse(AdaptConfig, {**given, **values}, "adapt")
 
 
 def _run_folder(source: str, base: Path) -> Path:
@@ -262,7 +263,7 @@ def _ready(adapters: Adapters, adapt: AdaptConfig, tasks: tuple[str, ...]) -> Ad
 
 def _training(config: RunConfig, model: nn.Module, adapters: Adapters) -> Any:
     """The `train` section with what trains and its rates; what the user gave goes first."""
-    train, adapt = config.train, adapters.config
+    train = config.train
     learned = adapters.patterns()
     if not learned:
         raise AdaptError("adapt: nothing of the adapters is left to train")
@@ -271,8 +272,8 @@ def _training(config: RunConfig, model: nn.Module, adapters: Adapters) -> Any:
         "lrs": {**train.lrs, **{k: v for k, v in rates.items() if k not in train.lrs}},
         "no_decay": tuple(dict.fromkeys((*train.no_decay, *_tables(rates)))),
     }
-    if adapt.base == "frozen":
-        trains = tuple(n for n, p in model.named_parameters() if p.requires_grad)
+    trains = tuple(n for n, p in model.named_parameters() if p.requires_grad)
+    if len(trains) < sum(1 for _ in model.named_parameters()):  # frozen sources stay frozen
         update["trains"] = _short(trains, learned)
         update["stages"] = tuple(
             stage.model_copy(update={"train": update["trains"]}) if stage.train == ("*",) else stage
