@@ -241,7 +241,14 @@ write(plan_of(home, "dare_ties", shard_size=20_000), home / "out", workers=2, sy
 
 def start_slow(home: Path) -> subprocess.Popen[bytes]:
     script = SLOW.format(tests=str(Path(__file__).parent), home=str(home))
-    return subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-c", script], stderr=subprocess.PIPE, preexec_fn=heed_interrupts
+    )
+
+
+def heed_interrupts() -> None:
+    """A suite that a shell started in the background hands down that Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for_journal(home: Path, names: int) -> None:

@@ -235,7 +235,11 @@ def test_a_killed_proof_goes_on_where_it_was_and_leaves_no_process(
     script.write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     process = subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path)], env=environment, stderr=subprocess.DEVNULL
+        [sys.executable, str(script), str(tmp_path)],
+        env=environment,
+        stderr=subprocess.DEVNULL,
+        # A suite that a shell started in the background hands down that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         wait_for(lambda: (tmp_path / "began-1").exists())
