@@ -60,11 +60,12 @@ def flops(model: MultitaskModel, batch: Batch) -> Flops:
         _measure_hub(model, batch)
     forward["stems"], backward["stems"] = stem_work
     passes = [(batch.sequences, int(length.max(initial=1)))]
-    if model.route is None:
+    if model.route is None and not model.sparse:
         device = next(model.parameters()).device
         plan = buckets_for(length, device)
         passes = [(len(part), int(length[part].max(initial=1))) for part in plan]
-    forward["trunk"] = sum(_trunk(model, rows, width) for rows, width in passes)
+    valid = int(length.sum())
+    forward["trunk"] = sum(_trunk(model, rows, width, valid) for rows, width in passes)
     backward["trunk"] = 2 * forward["trunk"]
     if model.config.gradient_checkpointing:
         tokens = sum(rows * width for rows, width in passes)
@@ -156,10 +157,10 @@ def _product(rows: int, inputs: int, outputs: int) -> int:
     return 2 * rows * inputs * outputs
 
 
-def _trunk(model: MultitaskModel, rows: int, length: int) -> int:
+def _trunk(model: MultitaskModel, rows: int, length: int, valid: int) -> int:
     trunk = model.trunk
     if isinstance(trunk, Transformer):
-        return _transformer(trunk, rows, length)
+        return _transformer(trunk, rows, length) + _experts(trunk, rows * length, valid)
     return _hub(trunk, rows, length)
 
 
@@ -170,18 +171,36 @@ def _transformer(trunk: Transformer, rows: int, length: int, memory: int = 0) ->
     kv = 2 * (config.kv_heads or config.heads) * (dim // config.heads)
     layer = _product(tokens, dim, dim + kv) + _product(tokens, dim, dim)
     layer += 4 * rows * length * length * dim
-    layer += _product(tokens, dim, config.ffn_dim) * (3 if config.gated else 2)
+    dense = _product(tokens, dim, config.ffn_dim) * (3 if config.gated else 2)
     if memory:
         layer += 2 * _product(tokens, dim, dim) + _product(rows * memory, dim, kv)
         layer += 4 * rows * length * memory * dim
-    return layer * len(trunk.blocks)
+    return layer * len(trunk.blocks) + dense * (len(trunk.blocks) - len(trunk.sparse))
+
+
+def _experts(trunk: Transformer, tokens: int, valid: int) -> int:
+    """Gates of all tokens, and K experts for each valid one. What a capacity or a gate threshold
+    leaves out is counted all the same: shapes do not tell."""
+    experts = trunk.config.experts
+    if experts is None:
+        return 0
+    pairs, hidden = valid * experts.k, experts.width(trunk.dim)
+    layer = _product(tokens, trunk.dim, experts.count)
+    layer += _product(pairs, trunk.dim, hidden) * (3 if experts.gated else 2)
+    embedding = 0
+    if trunk.task_embedding is not None:
+        names, wide = trunk.task_embedding.first.in_features, experts.task_dim
+        layer += _product(names, wide, experts.count)
+        embedding = _product(names, wide, wide)
+    return layer * len(trunk.sparse) + embedding
 
 
 def _not_repeated(trunk: Transformer | HubTrunk, tokens: int) -> int:
     """Checkpointing recomputes a block up to its last product, whose result nobody needs."""
     if isinstance(trunk, HubTrunk):
         return 0
-    return len(trunk.blocks) * _product(tokens, trunk.config.ffn_dim, trunk.dim)
+    dense = len(trunk.blocks) - len(trunk.sparse)
+    return dense * _product(tokens, trunk.config.ffn_dim, trunk.dim)
 
 
 def _decoded(model: MultitaskModel, batch: Batch) -> tuple[int, int]:

@@ -62,6 +62,15 @@ class ModelConfig(TransformerConfig):
     seed: int = Field(0, ge=0, description="of the initial parameters")
     objective: ObjectiveConfig = ObjectiveConfig()
 
+    @model_validator(mode="after")
+    def _own_trunk(self) -> ModelConfig:
+        if self.hub is not None and self.experts is not None:
+            raise ValueError(
+                "experts need polytask's own trunk, not a hub model's ('hub'); a Hugging Face ViT "
+                "is upcycled with MoEViT.from_pretrained"
+            )
+        return self
+
 
 class InputSpec(Config):
     """Sizes of the inputs; 0 or None: the modality does not occur."""

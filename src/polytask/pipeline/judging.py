@@ -17,6 +17,7 @@ from polytask.evaluate import (
     transfer_matrix,
 )
 from polytask.pipeline.diagnosing import diagnose
+from polytask.pipeline.expert_use import diagnose_experts
 from polytask.pipeline.fit import fit
 from polytask.pipeline.prepare import Prepared, Say, subset
 from polytask.pipeline.run import MODEL, Run, save_model
@@ -62,6 +63,8 @@ def judge(prepared: Prepared, run: Run, tell: Say) -> None:
         files.write_json(run.folder / "leaks.json", prepared.leaks.to_json())
     if prepared.config.adapt is not None:
         diagnose(prepared, run.folder)
+    if prepared.config.model.experts is not None:
+        diagnose_experts(prepared, run.folder)
     files.write_json(run.folder / "scores.json", record.to_dict())
     run_report(run.folder)
     shutil.rmtree(run.folder / "single", ignore_errors=True)

@@ -61,6 +61,9 @@ def prepare(config: RunConfig, base: Path = Path(), say: Say | None = None) -> P
     tell(f"reading {len(config.tasks)} tasks")
     config = adapting.resolve(config, base)
     taskset = build_tasks(config.tasks, base, config.seed)
+    if config.model.experts is not None and config.model.experts.router != "blind":
+        # A gate per task needs a pass per task, also where tasks label the same rows.
+        taskset = replace(taskset, groups=TaskSet.of(*taskset.tasks).groups)
     _check_judging(taskset)
     config = config.model_copy(update={"mixture": _weighted(config, taskset)})
     leaks = None

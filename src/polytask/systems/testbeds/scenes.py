@@ -1,9 +1,10 @@
 """Garments at two depths, five tasks on the same tokens: training and judging of small ViTs.
 
-Tasks: `seg` (class of every 4 x 4 cell), `depth` (its depth), `edge` (whether an outline crosses
-it), and two that pull the same tokens apart, `near` and `far`: the class of the nearer and of the
-farther garment, from the mean token. Training pictures come from Fashion-MNIST's training part,
-test pictures from its test part; a scene is a function of (seed, number).
+24 x 24 pixels, 36 patches. Tasks: `seg` (class of every 4 x 4 cell), `depth` (its depth), `edge`
+(whether an outline crosses it), and two that pull the same tokens apart, `near` and `far`: the
+class of the nearer and of the farther garment, from the mean token. Training pictures come from
+Fashion-MNIST's training part, test pictures from its test part; a scene is a function of (seed,
+number).
 
 Every task has a forward pass of its own, as M3ViT trains. Where nothing in the trunk depends on
 the task (a dense trunk, a task-blind router) all passes would be equal, and one is run for all.
@@ -12,7 +13,11 @@ the task (a dense trunk, a task-blind router) all passes would be equal, and one
 from __future__ import annotations
 
 import functools
+import hashlib
+import inspect
+import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from polytask import files
+from polytask.data.embedded.sources import cache_root
 from polytask.data.scenes import Scenes, SceneSetting, draw_scenes
 from polytask.models.experts import ExpertsConfig, ExpertUsage, RoutingRecord
 from polytask.models.experts.vit import MoEViT, MoEViTConfig, VisionTask
@@ -39,18 +46,22 @@ HIGHER = {"seg": True, "depth": False, "edge": True, "near": True, "far": True}
 CONFLICT = ("near", "far")
 
 
+SMALL = SceneSetting(size=24, reach=17.0)
+
+
 @dataclass(frozen=True)
 class Bed:
     """How much of everything."""
 
     train: int = 4000
+    valid: int = 500
     test: int = 1000
     dim: int = 64
     depth: int = 4
     heads: int = 4
-    batch: int = 32
+    batch: int = 16
     patch: int = 4
-    scene: SceneSetting = field(default_factory=SceneSetting)
+    scene: SceneSetting = SMALL
     decay: float = 0.05
 
 
@@ -82,10 +93,15 @@ class Part:
 
 @functools.lru_cache(maxsize=1)
 def parts(bed: Bed, seed: int) -> dict[str, Part]:
-    """'train' and 'test' of a seed; no garment is in both."""
+    """'train', 'valid' (other scenes of these garments) and 'test' (other garments) of a seed."""
+    plan = (
+        ("train", "train", bed.train),
+        ("valid", "train", bed.valid),
+        ("test", "test", bed.test),
+    )
     return {
-        split: Part.of(draw_scenes(bed.scene, split, count, seed, split), bed.patch)
-        for split, count in (("train", bed.train), ("test", bed.test))
+        name: Part.of(draw_scenes(bed.scene, split, count, seed, name), bed.patch)
+        for name, split, count in plan
     }
 
 
@@ -266,6 +282,11 @@ def delta_m(found: Mapping[str, float], single: Mapping[str, float]) -> float:
     return 100 * sum(gains) / len(gains)
 
 
+def overall(found: Mapping[str, float]) -> float:
+    """Mean of all tasks' scores, an error counted as 1 - error: what settings are chosen by."""
+    return sum(found[n] if HIGHER[n] else 1 - found[n] for n in NAMES) / len(NAMES)
+
+
 def usage_of(model: MoEViT, part: Part, chunk: int = 250) -> ExpertUsage:
     """Who uses which expert, every task on the same pictures."""
     experts = model.config.experts
@@ -276,3 +297,31 @@ def usage_of(model: MoEViT, part: Part, chunk: int = 250) -> ExpertUsage:
             model.run(part.pixels[i : i + chunk], name, record)
             usage.add(record)
     return usage
+
+
+def single_scores(bed: Bed, seed: int, steps: int, lr: float) -> dict[str, float]:
+    """One dense model per task, each on as many rows as the multitask models: what `delta_m`
+    compares with. Computed once per (bed, seed, steps, lr, code) and kept in the cache."""
+    path = cache_root() / "testbeds" / "scenes" / f"single-{_key(bed, seed, steps, lr)}.json"
+    if path.is_file():
+        kept: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+        return kept
+    part, found = parts(bed, seed), {}
+    for name in NAMES:
+        model = build(bed, seed, None, (name,))
+        fit(model, part["train"], steps, bed.batch, lr, seed, bed.decay)
+        for split in ("valid", "test"):
+            found[f"{split} {name}"] = scores(model, part[split])[name]
+    files.write_json(path, found)
+    return found
+
+
+def _key(bed: Bed, seed: int, steps: int, lr: float) -> str:
+    """Changes with the setting and with the code that decides the result."""
+    from polytask.data import scenes
+    from polytask.models.experts import vit
+
+    digest = hashlib.blake2b(f"{bed}/{seed}/{steps}/{lr}/{torch.__version__}".encode())
+    for module in (scenes, vit, sys.modules[__name__]):
+        digest.update(inspect.getsource(module).encode())
+    return digest.hexdigest()[:16]
