@@ -114,9 +114,18 @@ class Experts(nn.ModuleDict):
         if not parts:
             return torch.zeros_like(x)
         weight = routed.weight.reshape(-1)[pairs]
-        weighted = torch.cat(parts).float() * weight[:, None]
+        weighted = torch.cat(parts).float()
+        if weighted.requires_grad or weight.requires_grad:
+            weighted = weighted * weight[:, None]
+        else:
+            weighted *= weight[:, None]
         # Every pair has a place of its own, so nothing is added up in an order left to chance.
-        places = weighted.new_zeros(tokens * slots, self.dim).index_copy(0, pairs, weighted)
+        if run == len(queue) and not weighted.requires_grad:
+            back = torch.empty_like(pairs)
+            back[pairs] = torch.arange(run, device=x.device)
+            places = weighted.index_select(0, back)
+        else:  # whose gradient is a gather
+            places = weighted.new_zeros(tokens * slots, self.dim).index_copy_(0, pairs, weighted)
         return places.view(tokens, slots, self.dim).sum(1).to(x.dtype)
 
     @staticmethod
