@@ -158,7 +158,7 @@ def test_files_hold_the_same_maps(scenes: Scenes, tmp_path: Path) -> None:
     assert len(rows) == 3
     for n, row in enumerate(rows):
         with Image.open(path.parent / row["depth"]) as opened:
-            assert np.allclose(np.asarray(opened) / 1000, grid.depth[n], atol=6e-4)
+            assert np.array_equal(np.asarray(opened), grid.depth[n])
         with Image.open(path.parent / row["seg"]) as opened:
             assert np.array_equal(np.asarray(opened), grid.seg[n])
         with Image.open(path.parent / row["image"]) as opened:

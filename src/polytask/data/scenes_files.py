@@ -12,21 +12,19 @@ import numpy.typing as npt
 from polytask import files
 from polytask.data.scenes import Scenes
 
-CELLS = 1000  # a depth of 1 is stored as 1000 (16-bit pictures hold whole numbers)
-
 
 def write_scenes(folder: Path, scenes: Scenes, cell: int = 4) -> Path:
     """Write scenes.csv (image, seg, depth, edge, near, far) and the pictures it names.
 
-    Maps have one pixel per cell of `cell` x `cell` pixels; depth is in thousandths. The folder is
-    whole or not there.
+    Maps have one pixel per cell of `cell` x `cell` pixels; depth is a TIFF of float32 numbers, the
+    others are PNG. The folder is whole or not there.
     """
     from PIL import Image
 
     grid = scenes.grid(cell)
     maps: dict[str, npt.NDArray[Any]] = {
         "seg": grid.seg.astype(np.uint8),
-        "depth": (grid.depth * CELLS).round().astype(np.uint16),
+        "depth": grid.depth,
         "edge": grid.edge.astype(np.uint8),
     }
     with files.building(folder) as aside:
@@ -36,7 +34,7 @@ def write_scenes(folder: Path, scenes: Scenes, cell: int = 4) -> Path:
         for i in range(len(scenes)):
             row: dict[str, str] = {}
             for kind, arrays in {"image": scenes.image, **maps}.items():
-                name = f"{kind}/{i:05d}.png"
+                name = f"{kind}/{i:05d}.{'tif' if kind == 'depth' else 'png'}"
                 Image.fromarray(arrays[i]).save(aside / name)
                 row[kind] = name
             row["near"] = scenes.classes[scenes.near[i]]
