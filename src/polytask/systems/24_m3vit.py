@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from polytask.data.scenes import SceneSetting
 from polytask.models.experts import ExpertsConfig, RoutingRecord
 from polytask.models.experts.vit import MoEViT
 from polytask.models.experts.vit_flops import vit_flops
@@ -43,7 +44,7 @@ LRS = (1e-3, 2e-3, 4e-3)
 TUNING_SEEDS = (1000,)  # never judged on
 FULL = bed.Bed()
 SMOKE = bed.Bed(
-    train=64, valid=32, test=64, dim=32, batch=8, scene=bed.SceneSetting(size=16, reach=12.0)
+    train=64, valid=32, test=64, dim=32, batch=8, scene=SceneSetting(size=16, reach=12.0)
 )
 
 
