@@ -143,6 +143,38 @@ def test_tied_storages_are_merged_and_stored_once(tmp_path: Path) -> None:
     assert torch.equal(found["emb.weight"], want["tied.weight"])
 
 
+def test_an_output_layer_that_differs_from_its_embedding_is_not_dropped_in_silence(
+    tmp_path: Path,
+) -> None:
+    model = llama(tie_word_embeddings=True)
+    save(model, tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    state = {**model.state_dict()}
+    state["lm_head.weight"] = state["lm_head.weight"].clone()
+    state_folder(tmp_path / "a", state, **config)
+    equal = plan_of(tmp_path, method="average", models={"a": "a"})
+    write(equal, tmp_path / "out")  # an equal copy is no loss
+    state["lm_head.weight"][-1, -1] += 1
+    state_folder(tmp_path / "b", state, **config)
+    for models in ({"models": {"b": "b"}}, {"base": "b", "models": {"x": "base"}}):
+        with pytest.raises(MergeError, match=r"'lm_head.weight' differs from 'model.embed_tokens"):
+            write(plan_of(tmp_path, method="average", **models), tmp_path / "again")
+        assert not (tmp_path / "again").exists()
+
+
+def test_names_that_only_the_base_ties_must_hold_the_same_numbers(tmp_path: Path) -> None:
+    base = some_state(0)
+    base["tied.weight"] = base["emb.weight"]
+    expert = near(base, 1)
+    expert["tied.weight"] = expert["emb.weight"].clone()
+    config = {"method": "average", "base": "base", "models": {"a": "a"}}
+    write(make_plan(recipe_of(parse_config(config)), {"base": base, "a": expert}), tmp_path / "o")
+    expert["tied.weight"][0] += 1
+    plan = make_plan(recipe_of(parse_config(config)), {"base": base, "a": expert})
+    with pytest.raises(MergeError, match=r"a: 'tied.weight' and 'emb.weight' are one tensor"):
+        write(plan, tmp_path / "again")
+
+
 def test_integer_buffers_may_be_missing_or_additional(tmp_path: Path) -> None:
     with_ids = near(some_state(0), 1)
     with_ids["position_ids"] = torch.arange(5)

@@ -38,6 +38,7 @@ class Match:
         keys: name in the frame -> name in the model.
         heads: names in the model that stay its own.
         dropped: names in the frame that the model has tied, so that nobody stores them.
+        spare: names in the model that it stores although its configuration ties them.
         notes: what a reader of the plan should know.
     """
 
@@ -45,6 +46,7 @@ class Match:
     heads: tuple[str, ...]
     dropped: frozenset[str]
     notes: tuple[str, ...] = ()
+    spare: tuple[str, ...] = ()
 
 
 def is_head(name: str, patterns: Sequence[str]) -> bool:
@@ -74,7 +76,7 @@ def match(frame: TensorSource, source: TensorSource, heads: Sequence[str] = ()) 
     _refuse_extra(source.name, [k for k in extra if k not in spare], wanted)
     for name, key in keys.items():
         _check_kind(source.name, key, wanted[name], given[key])
-    return Match(keys, own, dropped, tuple(notes))
+    return Match(keys, own, dropped, tuple(notes), tuple(sorted(spare)))
 
 
 def _named(

@@ -23,6 +23,7 @@ from polytask.merge.identity import check_identity
 from polytask.merge.layout import Shard
 from polytask.merge.plan import Plan
 from polytask.merge.sources import INDEX, FileSource, config_of, open_source, read
+from polytask.merge.tying import check_tied
 from polytask.merge.vocabulary import extend_tokenizer
 
 RECORD = "merge.json"
@@ -58,11 +59,12 @@ def write(
     """Merge into the folder `out`, which appears only when it is complete. See `engine.execute`.
 
     First every method, as configured for some tensor, is asked for what no merge may fail at
-    (`check_identity`). A folder that holds this very merge already is left as it is.
+    (`check_identity`), and names of one tensor are looked at for differences (`check_tied`). A folder that holds this very merge already is left as it is.
     """
     if not overwrite and is_there(plan, out):
         return out
     identities(plan)
+    check_tied(plan)
     return execute(
         plan,
         out,
