@@ -85,6 +85,14 @@ def test_arms_run_with_equal_budgets_and_z_changes_rows_only() -> None:
     assert results["mhr"].metrics["alignment"] == z["alignment"]
 
 
+def test_the_tuning_on_record_is_that_of_every_tuned_arm() -> None:
+    assert set(system.tuning.chosen) == {"lora", "poly", "mhr", "mhr-16"}
+    assert not set(system.tuning.seeds) & set(range(20, 25))
+    arms = system.arms("full")
+    for name in ("mhr-z", "mhr-mu", "mhr-shuffled-tasks"):
+        assert arms[name].run.lr == arms["mhr"].run.lr  # type: ignore[attr-defined]
+
+
 def test_polytask_run_mhr_uses_the_configuration_with_an_inventory(tmp_path: Path) -> None:
     import yaml
 

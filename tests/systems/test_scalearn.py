@@ -83,6 +83,13 @@ def test_stage_two_changes_neither_net_nor_sources() -> None:
     assert all(torch.equal(t["up"], kept[s]) for s, t in rich["loop"].items())
 
 
+def test_the_tuning_on_record_covers_every_arm_with_equal_grids() -> None:
+    tuning = system.tuning
+    assert set(tuning.chosen) == set(module.NAMES)
+    assert {len(points) for points in tuning.points.values()} == {4}
+    assert not set(tuning.seeds) & set(range(20, 25))
+
+
 def test_an_unknown_target_is_named_before_anything_trains(tmp_path: Path) -> None:
     path = tmp_path / "my.yaml"
     path.write_text("tasks: {reviews: a.csv, topics: b.csv}\nmodel: {hub: 'embedded:minilm'}\n")
