@@ -126,6 +126,38 @@ def best_fit_decreasing(lengths: Ints, width: int) -> Ints:
     return out
 
 
+def pack_two(first: Ints, second: Ints, first_width: int, second_width: int) -> Ints:
+    """(rows,) the bin of each row where a row takes room of two kinds (inputs and targets).
+
+    First fit decreasing by the larger share of a width. Bins are numbered by their earliest row.
+    Rows have to fit a bin of their own.
+    """
+    first, second = np.asarray(first, np.int64), np.asarray(second, np.int64)
+    share = np.maximum(first / first_width, second / second_width)
+    if (share > 1).any():
+        row = int(np.argmax(share > 1))
+        raise DataError(
+            f"row {row} takes {first[row]} and {second[row]} places, more than a bin's "
+            f"{first_width} and {second_width}"
+        )
+    room = np.empty((2, len(first)), np.int64)
+    out, bins = np.zeros(len(first), np.int64), 0
+    for row in np.argsort(-share, kind="stable").tolist():
+        fits = (room[0, :bins] >= first[row]) & (room[1, :bins] >= second[row])
+        place = int(fits.argmax()) if fits.any() else bins
+        if place == bins:
+            room[:, bins] = first_width, second_width
+            bins += 1
+        room[0, place] -= first[row]
+        room[1, place] -= second[row]
+        out[row] = place
+    earliest = np.full(bins, len(out))
+    np.minimum.at(earliest, out, np.arange(len(out)))
+    rank = np.empty(bins, np.int64)
+    rank[np.argsort(earliest, kind="stable")] = np.arange(bins)
+    return np.asarray(rank[out])
+
+
 def lay_out(row: Ints, start: Ints, length: Ints, bin_: Ints, width: int) -> PackPlan:
     """The plan that puts pieces into these bins; renumbers the bins by their earliest row."""
     bins = int(bin_.max()) + 1 if len(bin_) else 0

@@ -48,6 +48,9 @@ class TransformerConfig(Config):
     positions: Literal["rope", "learned", "relative", "none"] = "rope"
     max_length: int = Field(1024, gt=0, description="longest sequence (learned positions only)")
     rope_base: float = Field(10_000.0, gt=1)
+    relative_tables: Literal["shared", "layer"] = Field(
+        "shared", description="one table of relative biases for all layers, or one for each"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="on each block's two branches")
     experts: ExpertsConfig | None = Field(
         None, description="sparse experts instead of some blocks' feed-forward"
@@ -145,7 +148,7 @@ class _Pass:
 
     mask: Tensor | None
     causal: bool
-    bias: Tensor | None  # relative bias, (S or 1, H, L, M)
+    bias: Tensor | None  # relative bias, (S or 1, H or H * layers, L, M)
     rotation: Tensor | None
     memory: Tensor | None
     memory_mask: Tensor | None
@@ -174,7 +177,10 @@ class SelfAttention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (S, heads, L, E)
         if shared.cache is not None:
             k, v = shared.cache.write(layer, k, v)
-        mixed = attend(q, k, v, shared.mask, shared.bias, shared.causal)
+        bias = shared.bias
+        if bias is not None and bias.shape[1] > self.heads:  # a table per layer, side by side
+            bias = bias.narrow(1, layer * self.heads, self.heads)
+        mixed = attend(q, k, v, shared.mask, bias, shared.causal)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -281,7 +287,8 @@ class Transformer(nn.Module):
         if config.positions == "learned":
             self.learned = nn.Embedding(config.max_length, config.dim)
         elif config.positions == "relative":
-            self.relative = RelativeBias(config.heads, 32, 128, bidirectional)
+            tables = config.layers if config.relative_tables == "layer" else 1
+            self.relative = RelativeBias(config.heads * tables, 32, 128, bidirectional)
         self.gradient_checkpointing = False
 
     def _moe(self, layer: int, tasks: Sequence[str]) -> SparseMoE | None:

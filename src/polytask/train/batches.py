@@ -33,8 +33,8 @@ class StepBatches:
 
     @property
     def tokens(self) -> int:
-        """Positions that the stems see: the sum of all lengths."""
-        return sum(
+        """Positions that the stems see: the sum of all lengths; a batch may say itself."""
+        return sum(getattr(batch, "tokens", 0) for batch in self.batches) + sum(
             int(value.sum())
             for batch in self.batches
             for name, value in getattr(batch, "fields", {}).items()
@@ -47,6 +47,11 @@ class StepBatches:
         pairs: list[Array] = []
         tokens: list[Array] = [np.zeros((2, 0), np.int64)]
         for batch in self.batches:
+            if hasattr(batch, "booked"):
+                ids, counts = batch.booked()
+                pairs.append(ids)
+                tokens.append(counts)
+                continue
             pairs += [target.task.numpy() for target in batch.targets.values()]
             for name, value in batch.fields.items():
                 modality, _, part = name.partition(".")
