@@ -51,16 +51,18 @@ class TextCodec:
 
     @classmethod
     def train(
-        cls, texts: Iterable[str] | Iterator[str], size: int, sentinels: int = 32, modes: int = 8
+        cls,
+        texts: Iterable[str] | Iterator[str],
+        size: int,
+        sentinels: int = 32,
+        modes: int | Sequence[str] = 8,
     ) -> TextCodec:
-        """Learn a byte-level BPE vocabulary of at most `size` ids; same texts, same vocabulary."""
+        """Learn a byte-level BPE vocabulary of at most `size` ids; same texts, same vocabulary.
+        `modes` are mode tokens by name, or how many spare ones there are."""
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-        specials = [
-            *SPECIALS,
-            *(f"[SENTINEL_{i}]" for i in range(sentinels)),
-            *(f"[MODE_{i}]" for i in range(modes)),
-        ]
+        named = [f"[MODE_{i}]" for i in range(modes)] if isinstance(modes, int) else list(modes)
+        specials = [*SPECIALS, *(f"[SENTINEL_{i}]" for i in range(sentinels)), *named]
         if size < len(specials) + BYTES:
             raise ConfigError(
                 f"vocab_size = {size} is too small: {BYTES} bytes and {len(specials)} special "
@@ -87,7 +89,7 @@ class TextCodec:
             mask=3,
             end=4,
             sentinels=tuple(range(first, first + sentinels)),
-            modes=tuple(range(first + sentinels, first + sentinels + modes)),
+            modes=tuple(range(first + sentinels, len(specials))),
         )
 
     @classmethod
