@@ -106,7 +106,7 @@ def span_sizes(
 def full_lm(chunks: Chunks, specials: Specials | None = None, mode: str | None = None) -> Pairs:
     """Nothing given, every token predicted. Chunks (n, N >= 1). A mode token, if there is one,
     is the whole input; no end is written, since a chunk need not end where a text does."""
-    body = _checked(chunks, 1)
+    body = checked(chunks, 1)
     n, length = body.shape
     head = (specials or Specials()).mode(mode)
     return Pairs(
@@ -157,9 +157,9 @@ def prefix_lm(
     mode    announced by its token before the input (`specials.modes`).
     input_end  write `specials.end` after the input too, as encoder-decoders expect.
     """
-    body = _checked(chunks, 2)
+    body = checked(chunks, 2)
     n, length = body.shape
-    prefix = prefix_lengths(length, rate, around, seed, _numbers(rows, n))
+    prefix = prefix_lengths(length, rate, around, seed, numbered(rows, n))
     first = np.arange(length) < prefix[:, None]
     return _framed(body[first], prefix, body[~first], length - prefix, specials, mode, input_end)
 
@@ -202,7 +202,7 @@ def span_corruption(
     sentinel 1, span 1, ..., end. Both lengths are the same for all chunks: N - k + s and k + s,
     plus the frame. Chunks (n, N >= 2); errors as in `span_sizes`, and if sentinels run out.
     """
-    body = _checked(chunks, 2)
+    body = checked(chunks, 2)
     n, length = body.shape
     sizes = span_sizes(length, mean_span, rate, spans, rounding)
     k, s = sizes.noise, sizes.spans
@@ -212,7 +212,7 @@ def span_corruption(
             f"the vocabulary has {len(specials.sentinels)} sentinels; add sentinels, shorten the "
             "chunks or raise the mean span"
         )
-    begins, ends = _spans(sizes, seed, _numbers(rows, n))
+    begins, ends = _spans(sizes, seed, numbered(rows, n))
     mask = _mask(sizes, begins, ends)
     begin = (begins + (np.arange(n) * length)[:, None]).reshape(-1)
     sentinels = np.tile(np.array(specials.sentinels[:s], np.int32), n)
@@ -295,7 +295,7 @@ def framed(
     return out, offsets
 
 
-def _checked(chunks: Chunks, least: int) -> Ids:
+def checked(chunks: Chunks, least: int) -> Ids:
     body = np.asarray(chunks)
     if body.ndim != 2 or body.dtype.kind not in "iu":
         raise ConfigError(
@@ -311,7 +311,7 @@ def _check_length(length: int, least: int = 2) -> None:
         raise ConfigError(f"a chunk needs at least {least} tokens for this objective, not {length}")
 
 
-def _numbers(rows: npt.ArrayLike, n: int) -> Ints:
+def numbered(rows: npt.ArrayLike, n: int) -> Ints:
     numbers = np.asarray(rows, np.int64).reshape(-1)
     if len(numbers) != n:
         raise ConfigError(f"{n} chunks but {len(numbers)} row numbers")
