@@ -82,7 +82,7 @@ def test_only_named_losses_give_gradients() -> None:
     assert model.head_id.weight.grad is None and model.heads["state"].weight.grad is None
     everything = NeuroLoss()(model, batch)
     assert all(torch.equal(v, everything.value[n]) for n, v in terms.value.items())
-    with pytest.raises(UserError, match="no term 'sped'. Did you mean 'speed'"):
+    with pytest.raises(UserError, match=r"no term 'sped'. Did you mean 'speed'"):
         NeuroLoss(("sped",))(model, batch)
 
 
@@ -116,5 +116,5 @@ def test_an_all_padding_target_and_a_foreign_class() -> None:
     assert (next_token(logits, torch.full((2, 3), 3), 3) == 0).all()
     model, batch = make.moved(make.rich()), make.batch(full=True)
     wrong = replace(batch, targets={"state": torch.tensor([0, 1, 2, 3])})
-    with pytest.raises(DataError, match="'state' has a class outside of 0 .. 2"):
+    with pytest.raises(DataError, match=r"'state' has a class outside of 0 .. 2"):
         NeuroLoss()(model, wrong)

@@ -95,7 +95,10 @@ def test_three_quarters_of_the_spike_loss_without_alignment(official: bool) -> N
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"groups": [{"name": "a", "variables": ["speed"]}], "targets": {"speed": {}}}, "given away"),
+        (
+            {"groups": [{"name": "a", "variables": ["speed"]}], "targets": {"speed": {}}},
+            "given away",
+        ),
         ({"align": ["spikes"]}, "two different"),
         ({"align": ["spikes", "video"]}, "no modality"),
         ({"dim": 15}, "multiple of heads"),
