@@ -29,6 +29,9 @@ def test_there_is_a_policy_for_every_name_in_the_documentation() -> None:
         "one_task_per_step",
         "all_tasks_per_step",
         "hardest",
+        "stratified",
+        "skillit",
+        "curriculum",
     }
 
 

@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from polytask.mixture.graph_learning import LearnedGraph as LearnedGraph
+    from polytask.mixture.graph_learning import learn_graph as learn_graph
     from polytask.mixture.ledger import Ledger as Ledger
     from polytask.mixture.packer import Packer as Packer
     from polytask.mixture.packing import Packed as Packed
@@ -28,23 +30,33 @@ if TYPE_CHECKING:
     from polytask.mixture.sampler import build_sampler as build_sampler
     from polytask.mixture.sampler import rank_rows as rank_rows
     from polytask.mixture.shuffle import permute as permute
+    from polytask.mixture.skillit import Curriculum as Curriculum
+    from polytask.mixture.skillit import OnlineMixture as OnlineMixture
+    from polytask.mixture.skillit import SkillIt as SkillIt
+    from polytask.mixture.skills import SkillGraph as SkillGraph
 
 _HOMES = {
+    "Curriculum": "skillit",
     "Draw": "sampler",
     "FixedPolicy": "policies",
     "Groups": "policies",
     "HardestPolicy": "policies",
+    "LearnedGraph": "graph_learning",
     "Ledger": "ledger",
     "MixtureConfig": "policies",
     "MixtureSampler": "sampler",
+    "OnlineMixture": "skillit",
     "POLICIES": "policies",
     "PackPlan": "packing",
     "Packed": "packing",
     "Packer": "packer",
     "Policy": "policies",
     "ScoreHistory": "policies",
+    "SkillGraph": "skills",
+    "SkillIt": "skillit",
     "Tokens": "packing",
     "build_sampler": "sampler",
+    "learn_graph": "graph_learning",
     "pack": "packing",
     "permute": "shuffle",
     "rank_rows": "sampler",

@@ -13,20 +13,21 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from pydantic import Field, field_validator
 
-from polytask.configs import Config
 from polytask.errors import ConfigError, PolytaskError, suggestion
 from polytask.mixture.quota import Floats, Ints
+from polytask.mixture.skillit_config import SkillOptions
 from polytask.registry import Registry
 
 STOPS = ("first_exhausted", "all_exhausted")
 Stop = str | dict[str, float] | None
 
 
-class MixtureConfig(Config):
+class MixtureConfig(SkillOptions):
     """The `mixture:` section of a configuration."""
 
     policy: str = "temperature"
-    """uniform, proportional, temperature, fixed, one_task_per_step, all_tasks_per_step, hardest."""
+    """uniform (or stratified), proportional, temperature, fixed, one_task_per_step,
+    all_tasks_per_step, hardest, skillit, curriculum."""
     alpha: float = Field(default=0.5, ge=0, le=2)
     """Weights are size^alpha (temperature, one_task_per_step): 0 is uniform, 1 proportional."""
     cap: int | None = Field(default=None, gt=0)
@@ -86,7 +87,8 @@ class ScoreHistory:
     """Smoothed losses per group, NaN until a group has been seen.
 
     `smoothed` is an exponential mean without start-up bias: the weights of the values it averages
-    always add up to one.
+    always add up to one. `evaluations` are losses on validation rows, for policies that go by them:
+    (updates made, losses (groups,)), the first before training.
     """
 
     groups: int
@@ -95,6 +97,7 @@ class ScoreHistory:
     first: Floats = field(init=False)  # (groups,) mean over the first values seen, see `observe`
     smoothed: Floats = field(init=False)  # (groups,)
     seen: Floats = field(init=False)  # (groups,) total weight of the values in `smoothed`, < 1
+    evaluations: list[tuple[int, Floats]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.first = np.full(self.groups, np.nan)
@@ -122,6 +125,18 @@ class ScoreHistory:
         self.smoothed[there] = ((past + (1 - self.smoothing) * values) / total)[there]
         self.seen[there] = total[there]
 
+    def evaluate(self, step: int, losses: Sequence[float] | Floats) -> None:
+        """Take in losses on validation rows after `step` updates, (groups,); NaN: not measured."""
+        values = np.array(losses, dtype=np.float64)
+        if values.shape != (self.groups,):
+            raise ValueError(f"losses have shape {values.shape}, expected ({self.groups},)")
+        if self.evaluations and step <= self.evaluations[-1][0]:
+            raise PolytaskError(
+                f"validation losses of step {step} came after those of step "
+                f"{self.evaluations[-1][0]}"
+            )
+        self.evaluations.append((step, values))
+
     def state(self) -> dict[str, Any]:
         """Plain JSON; NaN is written as null."""
 
@@ -133,6 +148,7 @@ class ScoreHistory:
             "first": plain(self.first),
             "smoothed": plain(self.smoothed),
             "seen": plain(self.seen),
+            "evaluations": [[step, plain(losses)] for step, losses in self.evaluations],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -145,6 +161,10 @@ class ScoreHistory:
                     f"the score history is for {len(values)} groups, not {self.groups}"
                 )
             setattr(self, name, np.array(values))
+        self.evaluations = [
+            (int(step), np.array([np.nan if v is None else float(v) for v in losses]))
+            for step, losses in state.get("evaluations", [])
+        ]
 
 
 class Policy(Protocol):
@@ -162,6 +182,10 @@ class Policy(Protocol):
     def every_step(self) -> bool:
         """Whether every group has to be in every step."""
 
+    @property
+    def validates(self) -> bool:
+        """Whether the weights need losses on validation rows (`ScoreHistory.evaluations`)."""
+
     def weights(self, history: ScoreHistory) -> Floats: ...
 
 
@@ -173,6 +197,10 @@ class FixedPolicy:
     unit: Literal["row", "step"] = "row"
     every_step: bool = False
     adaptive: bool = field(default=False, init=False)
+
+    @property
+    def validates(self) -> bool:
+        return False
 
     def weights(self, history: ScoreHistory) -> Floats:
         shares = np.array(self.shares, dtype=np.float64)
@@ -195,6 +223,10 @@ class HardestPolicy:
     every_step: bool = False
     adaptive: bool = field(default=True, init=False)
 
+    @property
+    def validates(self) -> bool:
+        return False
+
     def weights(self, history: ScoreHistory) -> Floats:
         first = np.where(history.first > 0, history.first, np.nan)
         ratio = np.nan_to_num(history.smoothed / first, nan=1.0)
@@ -210,6 +242,12 @@ POLICIES: Registry[PolicyFactory] = Registry("mixture policy")
 def uniform(config: MixtureConfig, groups: Groups) -> Policy:
     """The same share for every group."""
     return FixedPolicy((1.0,) * len(groups.names))
+
+
+@POLICIES.register("stratified")
+def stratified(config: MixtureConfig, groups: Groups) -> Policy:
+    """`uniform` under the name that work on skills gives it."""
+    return uniform(config, groups)
 
 
 @POLICIES.register("proportional")
@@ -248,6 +286,22 @@ def all_tasks_per_step(config: MixtureConfig, groups: Groups) -> Policy:
 def hardest(config: MixtureConfig, groups: Groups) -> Policy:
     """More rows for groups whose loss has come down least."""
     return HardestPolicy(len(groups.names), config.sharpness, config.floor)
+
+
+@POLICIES.register("skillit")
+def skillit(config: MixtureConfig, groups: Groups) -> Policy:
+    """What a skill graph says helps where validation losses are still high."""
+    from polytask.mixture.skillit import skillit_policy
+
+    return skillit_policy(config, groups)
+
+
+@POLICIES.register("curriculum")
+def curriculum(config: MixtureConfig, groups: Groups) -> Policy:
+    """One group after the other joins, in a given order or by the losses before training."""
+    from polytask.mixture.skillit import Curriculum
+
+    return Curriculum(groups.names, config.order, config.phase_steps, config.cumulative)
 
 
 def _by_size(

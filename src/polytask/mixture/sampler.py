@@ -109,6 +109,7 @@ class MixtureSampler:
         ]
         self._limits = stop_slots(stop, self.names, lengths, self._width)
         self._owed = np.zeros(len(sizes))
+        self._dealt: Floats | None = None  # the weights of the latest round decided
         self._blocks: OrderedDict[int, Block] = OrderedDict()
         self._chunks: OrderedDict[int, tuple[int, Draw]] = OrderedDict()
         self._print = self._fingerprint(stop, round_rows, smoothing)
@@ -185,6 +186,41 @@ class MixtureSampler:
         """
         self.history.observe(step, losses)
 
+    def wants_validation(self, step: int, row: int) -> bool:
+        """Whether the policy wants losses on validation rows before step `step`, whose last row is
+        `row`: where that row's round is not decided yet, or (`official`) every so many steps."""
+        ready = self.ready_rows()
+        if ready is None or not self.policy.validates:
+            return False
+        every = self._checkpoints
+        return step % every == 0 if every else row >= ready
+
+    def evaluate(self, step: int, row: int, losses: Sequence[float] | Floats) -> Floats:
+        """Tell the policy the losses on validation rows after `step` updates, (groups,), where
+        `wants_validation` said so; returns the shares that hold from `row` on, (groups,).
+
+        Every rank passes the same values.
+        """
+        if self._checkpoints:  # as in the authors' code a round does not see its own first losses
+            self.draw(row, 1)
+            self.history.evaluate(step, losses)
+        else:
+            self.history.evaluate(step, losses)
+            self.draw(row, 1)
+        return self._weights() if self._dealt is None else self._dealt
+
+    @property
+    def _checkpoints(self) -> int:
+        """Steps between validation losses of a policy that does not ask for them once a round."""
+        if not getattr(self.policy, "official", False):
+            return 0
+        return int(getattr(self.policy, "loss_every", 0)) or self._steps
+
+    @property
+    def round_rows(self) -> int | None:
+        """Rows between two decisions of an adaptive policy; None for a fixed one."""
+        return self._steps * self.batch_size if self.policy.adaptive else None
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs, as plain JSON: a few integers, and for adaptive policies the
         smoothed losses and the last rounds."""
@@ -192,6 +228,7 @@ class MixtureSampler:
         if isinstance(self._plan, RoundsPlan):
             state["history"] = self.history.state()
             state["owed"] = self._owed.tolist()
+            state["dealt"] = None if self._dealt is None else self._dealt.tolist()
             state["first_round"] = self._plan.first
             state["counts"] = [counts.tolist() for counts in self._plan.counts]
             state["total"] = self._plan.total
@@ -208,6 +245,8 @@ class MixtureSampler:
         if isinstance(self._plan, RoundsPlan):
             self.history.restore(state["history"])
             self._owed = np.array(state["owed"], dtype=np.float64)
+            dealt = state.get("dealt")
+            self._dealt = None if dealt is None else np.array(dealt, dtype=np.float64)
             counts = [np.array(counts, dtype=np.int64) for counts in state["counts"]]
             length, first = self._plan.length, int(state["first_round"])
             self._plan = RoundsPlan(len(self.sizes), length, state["total"], first, counts)
@@ -235,7 +274,8 @@ class MixtureSampler:
         """Deal out an adaptive policy's next round: whole rows, true to the policy on the whole."""
         limits = self._limits
         room = np.where(limits < 0, plan.length, limits - plan.counts[-1])
-        wish = spill(self._weights() * plan.length, room)
+        self._dealt = self._weights()
+        wish = spill(self._dealt * plan.length, room)
         rows = whole_rows(wish + self._owed, room, plan.length)
         self._owed = np.where(room > rows, wish + self._owed - rows, 0.0)
         plan.add(rows, _KEPT)
@@ -290,7 +330,7 @@ class MixtureSampler:
             what += [kind.__qualname__, settings, self.batch_size, round_rows, smoothing]
         else:
             what += [self._weights().tolist(), self._width]
-        return rng.derive(self.seed, "mixture", json.dumps(what, sort_keys=True))
+        return rng.derive(self.seed, "mixture", json.dumps(what, sort_keys=True, default=_plain))
 
 
 def build_sampler(
@@ -306,6 +346,7 @@ def build_sampler(
             raise ConfigError(f"mixture.sizes names '{name}'.{suggestion(name, names)}")
     lengths = tuple(config.sizes.get(n) if size is None else size for n, size in zip(names, sizes))
     policy = POLICIES.get(config.policy)(config, Groups(tuple(names), lengths))
+    rounds = config.round_rows if config.update_steps is None else config.update_steps * batch_size
     return MixtureSampler(
         sizes,
         policy,
@@ -315,9 +356,14 @@ def build_sampler(
         stop=config.stop,
         stream_sizes=config.sizes,
         shuffle=config.shuffle,
-        round_rows=config.round_rows,
+        round_rows=rounds,
         smoothing=config.smoothing,
     )
+
+
+def _plain(setting: Any) -> Any:
+    """A policy's setting that is no plain JSON value (a skill graph) as one."""
+    return setting.to_dict()
 
 
 def _remember(cache: OrderedDict[int, Any], key: int, value: Any) -> None:
