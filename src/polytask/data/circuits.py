@@ -14,6 +14,7 @@ Matrices of connections are written [target, source]: `weights[y, p]` is what p 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -116,12 +117,20 @@ class Circuit:
         return self.weights != 0
 
 
-def simulate_circuit(config: CircuitConfig | None = None, seed: int = 0, **changes: Any) -> Circuit:
+def simulate_circuit(
+    config: CircuitConfig | None = None,
+    seed: int = 0,
+    *,
+    shown: Shown | None = None,
+    **changes: Any,
+) -> Circuit:
     """A hub circuit, its labels permuted, simulated for `config.duration` seconds.
 
     Args:
         config: the circuit; `changes` override its fields.
         seed: decides wiring, labels and noise.
+        shown: frames and the currents they cause (`circuits_stimulus.moving_photos` and
+            `gabor_currents`).
 
     The recording has the behaviour variable 'speed' where `modulated` is above 0, and trials
     where `segments` is above 1 (segments are simulated side by side, which is faster).
@@ -137,13 +146,15 @@ def simulate_circuit(config: CircuitConfig | None = None, seed: int = 0, **chang
     current[hubs] = chosen.hub_current
     modulated = np.sort(order[: chosen.modulated])
     length = whole_bins(chosen.duration / chosen.segments, STEP, "duration / segments")
-    speed, drive = None, None
+    speed, drives = None, []
     if chosen.modulated:
         hold = whole_bins(chosen.dt_b, STEP, "dt_b")
         speed = ar1(chosen.segments, length // hold, chosen.dt_b / chosen.speed_tau, draw)
         gain = np.zeros(chosen.n_units)
         gain[modulated] = chosen.speed_gain
-        drive = Drive(speed[..., None] * gain, hold)
+        drives.append(Drive(speed[..., None] * gain, hold))
+    if shown is not None:
+        drives.append(shown.drive(chosen.segments, length, chosen.n_units))
     spikes = integrate(
         current,
         weights,
@@ -152,7 +163,7 @@ def simulate_circuit(config: CircuitConfig | None = None, seed: int = 0, **chang
         seed,
         membrane=chosen.membrane,
         segments=chosen.segments,
-        drive=drive,
+        drives=drives,
         common=_common(chosen, draw),
     )
     recording = recording_of(
@@ -163,6 +174,8 @@ def simulate_circuit(config: CircuitConfig | None = None, seed: int = 0, **chang
         chosen.n_units,
         behavior=None if speed is None else {"speed": speed.reshape(-1)},
         dt_b=None if speed is None else chosen.dt_b,
+        frames=None if shown is None else shown.frames,
+        frame_rate=None if shown is None else shown.frame_rate,
     )
     return Circuit(recording, weights, delays, hubs, modulated, chosen)
 
@@ -203,6 +216,31 @@ class Drive:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """A film and what it does: `frames` (F, H, W) at `frame_rate` Hz, `currents` (F, N)."""
+
+    frames: NDArray[np.float32]
+    frame_rate: float
+    currents: Floats
+
+    def drive(self, segments: int, steps: int, n_units: int) -> Drive:
+        """The currents of `segments` stretches of `steps` integration steps, one after another.
+
+        Raises:
+            ConfigError: the film has another length, or currents for other neurons.
+        """
+        hold = whole_bins(1 / self.frame_rate, STEP, "1 / frame_rate")
+        wanted = segments * (steps // hold)
+        if steps % hold or self.currents.shape != (wanted, n_units) or len(self.frames) != wanted:
+            raise ConfigError(
+                f"{segments} x {steps * STEP:g} s at {self.frame_rate} Hz need {wanted} frames and "
+                f"currents for {n_units} neurons; got {len(self.frames)} frames and currents "
+                f"{self.currents.shape}"
+            )
+        return Drive(self.currents.reshape(segments, -1, n_units), hold)
+
+
+@dataclass(frozen=True)
 class Common:
     """Shared noise: neuron i receives `size[i]` times the process `group[i]`; tau in seconds."""
 
@@ -227,7 +265,7 @@ def integrate(
     *,
     membrane: Membrane | None = None,
     segments: int = 1,
-    drive: Drive | None = None,
+    drives: Sequence[Drive] = (),
     common: Common | None = None,
 ) -> tuple[Ints, Ints, Ints]:
     """Run the neurons; the spikes' segment, step (ms) and unit, each (S,) int64.
@@ -261,7 +299,9 @@ def integrate(
             fresh = draw.standard_normal((length, segments, groups)) * np.sqrt(1 - keep**2)
         for k in range(length):
             step = begin + k
-            total = bias if drive is None else bias + drive.values[:, step // drive.hold]
+            total = bias
+            for drive in drives:
+                total = total + drive.values[:, step // drive.hold]
             if common is not None:
                 shared = keep * shared + fresh[k]
                 total = total + common.size * shared[:, common.group]

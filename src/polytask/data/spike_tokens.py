@@ -220,7 +220,7 @@ def check_room(share: float, what: str, allowed: bool) -> None:
             f"{said}; that is more than {TRUNCATED_ALLOWED:.0%}. Choose larger blocks or a shorter "
             "window, or pass allow_truncation=True"
         )
-    warnings.warn(said, stacklevel=3)
+    warnings.warn(said, stacklevel=4)
 
 
 def whole_counts(raster: ArrayLike) -> Ints:
