@@ -198,13 +198,12 @@ def wiring(config: CircuitConfig, seed: int) -> tuple[Floats, Floats, Ints, Ints
 
 def ar1(rows: int, samples: int, rate: float, draw: np.random.Generator) -> Floats:
     """(rows, samples) AR(1) of variance 1 whose correlation falls by e over 1 / rate samples."""
-    from scipy.signal import lfilter
-
     keep = float(np.exp(-rate))
-    noise = draw.standard_normal((rows, samples)) * np.sqrt(1 - keep**2)
-    noise[:, 0] = draw.standard_normal(rows)  # stationary from the start
-    found: Floats = lfilter([1.0], [1.0, -keep], noise, axis=1)
-    return found
+    path = draw.standard_normal((rows, samples))  # column 0 is stationary as it is
+    path[:, 1:] *= np.sqrt(1 - keep**2)
+    for k in range(1, samples):
+        path[:, k] += keep * path[:, k - 1]
+    return path
 
 
 @dataclass(frozen=True)
