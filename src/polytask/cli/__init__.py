@@ -17,6 +17,7 @@ from polytask import __version__
 # name -> one line of help; the module polytask.cli.NAME holds `app`, a typer app
 COMMANDS: dict[str, str] = {
     "train": "Train one model on many tasks. Without arguments: the starter job on real data.",
+    "pretrain": "Go on with a language model's pretraining on your own text (UL2, prefix LM, ...).",
     "adapt": "Add tasks to a run or a hub model with few parameters and few examples.",
     "predict": "Answer a task for the rows of a file, with a trained run.",
     "infer": "Use models together: 'infer fuse' steers a large model by small experts.",
@@ -24,6 +25,7 @@ COMMANDS: dict[str, str] = {
     "localize": "Find which few parameters carry what fine-tuning taught; keep them as a graft.",
     "graft": "Apply, unite, purge and compare grafts.",
     "merge": "Merge models that were trained apart from one base into one.",
+    "mixture": "Learn which task helps which (a skill graph); look at a run's mixture.",
     "report": "Write the HTML report of a run folder or of an evidence file.",
     "data": "List, show and fetch the real data sets found inside packages.",
     "systems": "List the 64 systems with their verdicts, or print one card.",

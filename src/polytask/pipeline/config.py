@@ -90,12 +90,12 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     path = Path(path)
     data = load_yaml(path)
     for text in overrides:
-        _override(data, text)
+        override(data, text)
     data.setdefault("name", path.stem)
     return parse_config(data, str(path))
 
 
-def _override(data: dict[str, Any], text: str) -> None:
+def override(data: dict[str, Any], text: str) -> None:
     import yaml
 
     key, equals, value = text.partition("=")

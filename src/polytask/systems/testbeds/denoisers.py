@@ -212,6 +212,7 @@ def honest_nll(
         part = given.take(np.arange(first, min(first + rows, len(given))))
         batch = model.feed(part)
         counts = torch.from_numpy(part.is_original)[batch.target]
+        counts &= ~torch.isin(batch.label, hidden)  # ends of documents within a chunk
         logits = model.logits(batch)[counts].index_fill(1, hidden, -torch.inf)
         total += float(functional.cross_entropy(logits, batch.label[counts], reduction="sum"))
         count += int(counts.sum())
