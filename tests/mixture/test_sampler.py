@@ -281,6 +281,7 @@ class Scripted:
     adaptive: bool = True
     unit: Literal["row", "step"] = "row"
     every_step: bool = False
+    validates: bool = False
 
     def weights(self, history: ScoreHistory) -> np.ndarray:
         return np.array(self.script[history.step + 1])

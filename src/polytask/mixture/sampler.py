@@ -272,6 +272,7 @@ class MixtureSampler:
 
     def _decide_round(self, plan: RoundsPlan) -> None:
         """Deal out an adaptive policy's next round: whole rows, true to the policy on the whole."""
+        self._check_told(plan)
         limits = self._limits
         room = np.where(limits < 0, plan.length, limits - plan.counts[-1])
         self._dealt = self._weights()
@@ -281,6 +282,18 @@ class MixtureSampler:
         plan.add(rows, _KEPT)
         if (plan.counts[-1] == limits).all():
             plan.total = int(limits.sum())
+
+    def _check_told(self, plan: RoundsPlan) -> None:
+        """Validation losses that nobody gives would leave the mixture as it is, without a word."""
+        if not self.policy.validates:
+            return
+        needed = min(1, plan.rounds) if self._checkpoints else plan.rounds + 1
+        if len(self.history.evaluations) < needed:
+            raise PolytaskError(
+                f"round {plan.rounds + 1} of the mixture needs losses on validation rows, and none "
+                "were given: see MixtureSampler.wants_validation and evaluate (polytask.train "
+                "passes them on where the trainer has a 'validation')"
+            )
 
     def _block(self, slot: int) -> Block:
         for first, block in self._blocks.items():

@@ -21,6 +21,8 @@ class SkillOptions(Config):
     """auto: steps of each run that the graph is learned from."""
     graph_mode: Literal["single", "pairwise"] = "single"
     """auto: a run per skill, or a run per skill and pair of skills."""
+    eval_only: tuple[str, ...] = ()
+    """auto: tasks that are judged and not trained on (out of domain)."""
     clip_graph: bool = False
     """Set negative entries of the graph to zero."""
     eta: float = Field(default=0.5, gt=0)

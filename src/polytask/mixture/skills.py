@@ -216,6 +216,21 @@ class SkillGraph:
         return f"SkillGraph({self.A.tolist()}, {self.train_names}, {self.eval_names})"
 
 
+def restricted(graph: Any, names: Sequence[str]) -> Any:
+    """A configuration's graph for some of its tasks only (a stage that trains on those): an inline
+    graph keeps their rows and columns; None, a file's name or 'auto' stays as it is."""
+    if not isinstance(graph, Mapping):
+        return graph
+    whole = SkillGraph.from_dict(graph, "mixture.graph")
+    rows = [n for n in whole.train_names if n in names]
+    columns = [n for n in whole.eval_names if n in names]
+    if not rows or not columns:
+        raise ConfigError(
+            f"the skill graph has no row or no column for the tasks of a stage ({', '.join(names)})"
+        )
+    return whole.only(rows, columns).to_dict()
+
+
 def _matrix(A: npt.ArrayLike, rows: Sequence[str], columns: Sequence[str]) -> Floats:
     try:
         found = np.array(A, dtype=np.float64)

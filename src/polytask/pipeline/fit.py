@@ -17,6 +17,7 @@ from polytask.train.config import StageConfig, TrainConfig
 from polytask.train.distribution import Distribution
 from polytask.train.loader import Loader
 from polytask.train.trainer import Trainer, TrainResult
+from polytask.train.validation import MixtureValidation
 
 
 def fit(prepared: Prepared, folder: Path, steps: int | None = None) -> TrainResult:
@@ -25,6 +26,9 @@ def fit(prepared: Prepared, folder: Path, steps: int | None = None) -> TrainResu
     plan = config.train if steps is None else _shortened(config.train, steps)
     distribution = Distribution(plan.device)
     loader = prepared.loader(distribution)
+    validation: MixtureValidation | None = None
+    if loader.sampler.policy.validates:
+        validation = validation_of(prepared, loader)
     trainer = Trainer(
         prepared.model,
         loader,
@@ -38,6 +42,7 @@ def fit(prepared: Prepared, folder: Path, steps: int | None = None) -> TrainResu
         },
         distribution=distribution,
         work=partial(flops_by_task, prepared.model),
+        validation=validation,
     )
     result = trainer.fit()
     ledger = trainer.ledger  # summed over processes, so all of them ask
@@ -45,6 +50,14 @@ def fit(prepared: Prepared, folder: Path, steps: int | None = None) -> TrainResu
         record = {"tasks": ledger.rows(), "mixture": _mixture_rows(loader, ledger)}
         files.write_json(folder / "ledger.json", record)
     return result
+
+
+def validation_of(prepared: Prepared, loader: Loader) -> MixtureValidation:
+    """Losses on the validation rows that are scored during training."""
+    settings = prepared.config.evaluate
+    return MixtureValidation(
+        loader, limit=settings.max_valid or 512, batch_size=settings.batch_size
+    )
 
 
 def _shortened(plan: TrainConfig, steps: int) -> TrainConfig:

@@ -27,6 +27,7 @@ from polytask.report.layout import MixtureRow, run_scores
 def judge(prepared: Prepared, run: Run, tell: Say) -> None:
     """Save the model; test scores, single-task models, intervals; then the report."""
     from polytask.report import run_report
+    from polytask.report.skills_page import skills_page
 
     settings = prepared.config.evaluate
     save_model(run.folder / MODEL, prepared.model, prepared.processor)
@@ -65,6 +66,8 @@ def judge(prepared: Prepared, run: Run, tell: Say) -> None:
         diagnose(prepared, run.folder)
     if prepared.config.model.experts is not None:
         diagnose_experts(prepared, run.folder)
+    if prepared.config.mixture.policy in ("skillit", "curriculum"):
+        skills_page(run.folder)
     files.write_json(run.folder / "scores.json", record.to_dict())
     run_report(run.folder)
     shutil.rmtree(run.folder / "single", ignore_errors=True)

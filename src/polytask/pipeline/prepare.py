@@ -11,7 +11,7 @@ from polytask.errors import ConfigError
 from polytask.evaluate.metric import find_metric
 from polytask.mixture.policies import MixtureConfig
 from polytask.models.multitask import MultitaskModel
-from polytask.pipeline import adapting
+from polytask.pipeline import adapting, skill_graphs
 from polytask.pipeline.config import RunConfig
 from polytask.pipeline.shots import few_shots
 from polytask.tasks import LeakReport, Processor, TaskSet, build_tasks, check_leaks
@@ -65,7 +65,8 @@ def prepare(config: RunConfig, base: Path = Path(), say: Say | None = None) -> P
         # A gate per task needs a pass per task, also where tasks label the same rows.
         taskset = replace(taskset, groups=TaskSet.of(*taskset.tasks).groups)
     _check_judging(taskset)
-    config = config.model_copy(update={"mixture": _weighted(config, taskset)})
+    mixture = skill_graphs.resolved(_weighted(config, taskset), taskset, base)
+    config = config.model_copy(update={"mixture": mixture})
     leaks = None
     if config.leaks is not None:
         tell("looking for leaks between splits and across tasks")

@@ -1,6 +1,7 @@
 """`train`: tasks, processor, model, trainer, scores, report, in that order.
 
 open and check every task                          (before anything long)
+learn the skill graph                              (only a mixture that wants one)
 train on the mixture                               (resumes where it stopped)
 save the model
 score the test split; the same for one model per task on as many rows as the task had
@@ -19,6 +20,7 @@ from polytask.pipeline.fit import fit
 from polytask.pipeline.judging import judge
 from polytask.pipeline.prepare import Prepared, Say, prepare
 from polytask.pipeline.run import Run
+from polytask.pipeline.skill_runs import with_graph
 from polytask.study.versions import environment
 from polytask.train.distribution import Distribution
 
@@ -55,6 +57,7 @@ def train(
         return run
     prepared = prepare(config, base, tell)
     _write_config(run.folder, prepared, config, base)
+    prepared = with_graph(prepared, run.folder, tell)
     result = fit(prepared, run.folder)
     if result.stopped == "interrupted":
         raise KeyboardInterrupt

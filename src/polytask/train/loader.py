@@ -21,6 +21,7 @@ from polytask.errors import ConfigError, suggestion
 from polytask.mixture.ledger import Ledger
 from polytask.mixture.policies import MixtureConfig
 from polytask.mixture.sampler import Draw, MixtureSampler, build_sampler, rank_rows
+from polytask.mixture.skills import restricted
 from polytask.tasks.task import TaskSet
 from polytask.train.config import TrainConfig
 from polytask.train.reading import ExampleCache, Key, RowReader
@@ -322,11 +323,32 @@ class Loader:
     def observe(self, step: int, losses: Array) -> None:
         """Tell the step's sampler each group's mean loss (of its tasks)."""
         part, number, _ = self._where(step * self.accumulate)
+        part.sampler.observe(number // self.accumulate, self._by_group(losses)[part.groups])
+
+    def _by_group(self, losses: Array) -> Array:
+        """(groups,) means of the known losses of each group's tasks; NaN where none is."""
         known = ~np.isnan(losses)
         total = np.bincount(self._owner, np.where(known, losses, 0.0), len(self._all))
         count = np.bincount(self._owner, known, len(self._all))
-        means = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
-        part.sampler.observe(number // self.accumulate, means[part.groups])
+        return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+
+    def wants_validation(self, step: int) -> bool:
+        """Whether the step's mixture wants losses on validation rows before the step."""
+        sampler, own, last = self._own_step(step)[1:]
+        return sampler.wants_validation(own, last)
+
+    def validated(self, step: int, losses: Array) -> dict[str, float]:
+        """Give the step's mixture the validation losses (tasks,) before the step, where it wants
+        them; the shares that hold from here on, by group."""
+        part, sampler, own, last = self._own_step(step)
+        shares = sampler.evaluate(own, last, self._by_group(losses)[part.groups])
+        return dict(zip(sampler.names, map(float, shares)))
+
+    def _own_step(self, step: int) -> tuple[_Part, MixtureSampler, int, int]:
+        """A step's sampler, the step's number there, and its last row."""
+        part, number, _ = self._where(step * self.accumulate)
+        last = (number + self.accumulate) * self.batch_size - 1
+        return part, part.sampler, number // self.accumulate, last
 
     def state(self) -> dict[str, Any]:
         return {"-".join(map(str, key)): part.sampler.state() for key, part in self._parts.items()}
@@ -369,10 +391,15 @@ def make_loader(
                     "stop": _only(mixture.stop, chosen)
                     if isinstance(mixture.stop, Mapping)
                     else mixture.stop,
+                    "prior": _only(mixture.prior, chosen),
+                    "targets": tuple(n for n in mixture.targets if n in chosen),
+                    "order": tuple(n for n in mixture.order if n in chosen),
+                    "graph": restricted(mixture.graph, chosen),
                 }
             )
         return build_sampler(some, chosen, [sizes[g] for g in groups], train.seed, train.batch_size)
 
+    _check_rounds(train, mixture)
     return Loader(
         taskset,
         processor,
@@ -384,6 +411,17 @@ def make_loader(
         restrict=sampler,
         prefetch=train.prefetch,
     )
+
+
+def _check_rounds(train: TrainConfig, mixture: MixtureConfig) -> None:
+    """`update_steps` has to divide every stage whose length is stated in steps."""
+    stages = train.stages or (train.plan() if train.steps else ())
+    for stage in stages:
+        if mixture.update_steps and stage.steps % mixture.update_steps:
+            raise ConfigError(
+                f"mixture.update_steps = {mixture.update_steps} does not divide the {stage.steps} "
+                f"steps of stage '{stage.name}': the last round would be cut short"
+            )
 
 
 def _only(table: Mapping[str, V], names: Sequence[str]) -> dict[str, V]:

@@ -58,6 +58,7 @@ from polytask.train.scores import Scores, Stopper
 from polytask.train.stages import Leg, freeze, plan_run, switch_on_checkpointing
 from polytask.train.store import Store
 from polytask.train.trackers import Journal
+from polytask.train.validation import Validation
 from polytask.train.weighting import build_weighting
 
 Evaluator = Callable[[nn.Module, int], Scores]
@@ -92,6 +93,7 @@ class Trainer:
         identity: what else a checkpoint has to agree on (tasks, data, model configuration).
         distribution: processes and device; found out when not given.
         work: batch -> FLOPs per task (tasks,), for the ledger; not counted when not given.
+        validation: losses on validation rows, for mixtures that follow them.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class Trainer:
         identity: Mapping[str, Any] | None = None,
         distribution: Distribution | None = None,
         work: Callable[[Any], Any] | None = None,
+        validation: Validation | None = None,
     ) -> None:
         self.config = config
         self.run = Path(run_folder)
@@ -115,6 +118,7 @@ class Trainer:
         self.loader = loader
         self.tasks = tuple(loader.tasks)
         self.evaluator = evaluator
+        self.validation = validation
         self.callbacks = tuple(callbacks)
         self.make_gradients = gradients
         self.legs = plan_run(config, loader)
@@ -221,6 +225,7 @@ class Trainer:
     def _update(self, leg: Leg) -> None:
         """One step: gradients, and the update if all is finite."""
         step, config = self.step, self.config
+        self._validate(step)
         batches = self._batches(step)
         if config.conflict_every and step % config.conflict_every == 0:
             self._look_at_conflict(step, batches)
@@ -323,20 +328,33 @@ class Trainer:
         """Score the (averaged) weights on validation data; every process gets the scores."""
         if self.evaluator is None:
             return
-        with self.window.paused():
-            scores: Scores = {}
-            with self.ema.applied() if self.ema is not None else nullcontext():
-                if self.distribution.main or self.distribution.kind == "fsdp2":
-                    self.model.eval()
-                    with self.distribution.whole(self.inner):
-                        scores = self.evaluator(self.model, self.step)
-                    self.model.train()
-                self.scores = self.distribution.share(scores)
-                if self.stopper.improved(self.step, self.scores):
-                    self.store.save_best(self.model)
+        averaged = self.ema.applied() if self.ema is not None else nullcontext()
+        with self.window.paused(), averaged:
+            self.scores = self._judged(self.evaluator) or {}
+            if self.stopper.improved(self.step, self.scores):
+                self.store.save_best(self.model)
         for task, metrics in self.scores.items():
             self.journal.log(self.step, "eval", task=task, split="valid", metrics=metrics)
         self.progress.scores(self.step, self.scores)
+
+    def _judged(self, judge: Callable[[nn.Module, int], Any]) -> Any:
+        """What `judge` says of the model in evaluation mode, on every process."""
+        found = None
+        if self.distribution.main or self.distribution.kind == "fsdp2":
+            self.model.eval()
+            with self.distribution.whole(self.inner):
+                found = judge(self.model, self.step)
+            self.model.train()
+        return self.distribution.share(found)
+
+    def _validate(self, step: int) -> None:
+        """Give a mixture that follows validation losses what it wants before this step."""
+        if self.validation is None or not self.validation.due(step):
+            return
+        with self.window.paused():
+            losses = self._judged(self.validation.measure)
+        self._tell_losses()
+        self.journal.event(step + 1, "mixture", **self.validation.tell(step, losses))
 
     def _handle_bad_steps(self) -> None:
         """Name who was not finite; stop unless skipping is still allowed."""

@@ -52,7 +52,7 @@ def items(r: np.random.Generator, skill: int, count: int, chain: int) -> Ints:
     tail[:, 2], tail[:, 3] = EQUALS, VAL
     tail[:, 4] = ZERO + bits[:, skill]
     first = np.full((count, 1), INPUT)
-    return np.concatenate([first, clauses.reshape(count, -1), tail], axis=1)
+    return np.concatenate([first, clauses.reshape(count, CLAUSE * chain), tail], axis=1)
 
 
 def recall(r: np.random.Generator, count: int, chain: int) -> tuple[Ints, Ints]:
@@ -62,8 +62,8 @@ def recall(r: np.random.Generator, count: int, chain: int) -> tuple[Ints, Ints]:
     clauses[..., 0] = _letters(r, count, chain)
     clauses[..., 1], clauses[..., 2] = EQUALS, VAL
     clauses[..., 3] = ZERO + r.integers(0, 2, (count, chain))
-    asked = _closed(_shuffled(r, clauses)).reshape(count, -1)
-    given = _closed(clauses).reshape(count, -1)
+    asked = _closed(_shuffled(r, clauses)).reshape(count, CLAUSE * chain)
+    given = _closed(clauses).reshape(count, CLAUSE * chain)
     first, middle = np.full((count, 1), INPUT), np.full((count, 1), OUTPUT)
     answers = 2 + CLAUSE * chain + CLAUSE * np.arange(chain) + 3
     return np.concatenate([first, given, middle, asked], axis=1), answers
