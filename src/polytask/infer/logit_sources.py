@@ -205,7 +205,7 @@ class HubSource(LogitSource):
             options["logits_to_keep"] = 1
         out = self.model(
             input_ids=ids,
-            attention_mask=seen.long(),
+            attention_mask=self._attention(seen, cache is None),
             past_key_values=None if cache is None else cache.past,
             use_cache=True,
             return_dict=True,
@@ -213,6 +213,10 @@ class HubSource(LogitSource):
         )
         logits = self._cut(out.logits[:, -1] if last else out.logits)
         return logits, _HubState(out.past_key_values, seen)
+
+    def _attention(self, seen_BC: Tensor, first: bool) -> Tensor:
+        """The mask to hand to the model; `first`: the prompt's pass."""
+        return seen_BC.long()
 
     def select(self, cache: Cache, rows: Tensor) -> Cache:
         rows = rows.to(cache.valid.device)
