@@ -185,9 +185,10 @@ class _Again:
         self.batch = self.batch.take(rows)
 
 
-def turned_round(batch: NeuroBatch) -> NeuroBatch:
+def turned_round(batch: NeuroBatch, sos: int) -> NeuroBatch:
     """The past in descending order of time, padding first, SOS last: the published code's slip."""
-    order = batch.past_times.argsort(1, descending=True, stable=True)
+    key = 2 * batch.past_times + (batch.past_ids != sos)
+    order = key.argsort(dim=1, descending=True, stable=True)
     return replace(
         batch,
         past_ids=batch.past_ids.gather(1, order),

@@ -86,7 +86,7 @@ def turned_ahead(
     late = rows[first:]
     for trial in range(trials):
         for at in range(0, len(late), ROWS):
-            batch = turned_round(_on(generator, store, late[at : at + ROWS]))
+            batch = turned_round(_on(generator, store, late[at : at + ROWS]), tok.sos)
             which = np.full(len(batch), trial)
             place = slice(first + at, first + at + len(batch))
             ids[trial, place], times[trial, place] = generator.windows(batch, seed, which)
