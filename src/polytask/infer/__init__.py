@@ -10,15 +10,24 @@ if TYPE_CHECKING:
     from polytask.infer.forecaster import Forecaster
     from polytask.infer.fusion import fuse_step
     from polytask.infer.fusion_model import Fusion
+    from polytask.infer.neuro.neuroformer import Neuroformer
 
 _HOME = {
     "DatasetForecaster": "adapters",
     "Forecaster": "forecaster",
     "Fusion": "fusion_model",
+    "Neuroformer": "neuro.neuroformer",
     "SeriesForecaster": "adapters",
     "fuse_step": "fusion",
 }
-__all__ = ["DatasetForecaster", "Forecaster", "Fusion", "SeriesForecaster", "fuse_step"]
+__all__ = [
+    "DatasetForecaster",
+    "Forecaster",
+    "Fusion",
+    "Neuroformer",
+    "SeriesForecaster",
+    "fuse_step",
+]
 
 
 def __getattr__(name: str) -> Any:
