@@ -30,6 +30,7 @@ from torch.nn import functional
 
 from polytask import files
 from polytask.data.embedded.sources import cache_root
+from polytask.models.feed import Architecture
 from polytask.models.lm import LanguageModel, LanguageModelConfig
 from polytask.objectives import denoising, draws, pairs, ul2
 from polytask.objectives.denoising import Specials, noise_mask, prefix_lm, span_corruption
@@ -65,6 +66,7 @@ _HELD_OUT = 7  # seed of held-out spans and splits: the same for every arm and s
 class Bench:
     """Sizes: `inputs` bounds a corrupted chunk, `tokens` is the budget of tokens seen."""
 
+    architecture: Architecture = "encdec"
     dim: int = 64
     layers: int = 2
     heads: int = 4
@@ -105,7 +107,7 @@ def train(bench: Bench, arm: Arm, lr: float, seed: int) -> Trained:
     """Pretrain one arm until it has seen `bench.tokens` tokens."""
     text = prose(bench.vocab)
     config = LanguageModelConfig(
-        architecture="encdec",
+        architecture=bench.architecture,
         vocab_size=text.codec.size,
         dim=bench.dim,
         layers=bench.layers,
@@ -138,7 +140,9 @@ def train(bench: Bench, arm: Arm, lr: float, seed: int) -> Trained:
         warmup=0.05,
         floor=0.1,
         seed=seed,
-        width=(2 * bench.inputs, 2 * bench.inputs),
+        width=(2 * bench.inputs, 2 * bench.inputs)
+        if bench.architecture == "encdec"
+        else 4 * bench.inputs,
         objective=LanguageObjective(mean="sequence", z_loss=0.0),
     )
     done = pretrain(model, draw, options, note)
