@@ -53,6 +53,8 @@ class NeuroRunConfig(SystemConfig):
 def neuro_run(config: NeuroRunConfig, say: Say) -> Outcome:
     """Pretrain (resuming where it was interrupted), finetune, judge on the last fifth, draw."""
     from polytask.infer.neuro.neuroformer import Neuroformer
+    from polytask.report.neuro_page import neuro_report
+    from polytask.systems.neuro_pictures import neuro_record
 
     config = _with_file(config)
     recording, circuit, name = _recording(config, say)
@@ -83,7 +85,6 @@ def neuro_run(config: NeuroRunConfig, say: Say) -> Outcome:
     readouts["ablation"] = neuro.connectivity("ablation", rows)
     if circuit is not None:
         figures["edges"] = _edges(readouts, circuit)
-    embedding = neuro.embed("test")
     decoded = {}
     for target in targets:
         say(f"finetuning on {config.fraction:.0%} of the labels of '{target}'")
@@ -103,10 +104,22 @@ def neuro_run(config: NeuroRunConfig, say: Say) -> Outcome:
             if np.isfinite(value := getattr(decoded[target], key))
         }
         tuned.save(folder / f"decoder-{target}")
-    written = [neuro.save(folder / "model")]
-    written += _page(config, folder, neuro, drawn, readouts, decoded, embedding, circuit, figures)
+    lines = _lines(figures)
+    edges = None if circuit is None else circuit.edges
+    record = neuro_record(
+        name, neuro, drawn, readouts, decoded, figures, lines, edges, folder / "run"
+    )
+    page = neuro_report(folder, record)
+    with files.writing(folder / "connectivity.npz") as aside, aside.open("wb") as handle:
+        np.savez_compressed(handle, **{f"{k}_mean": v.mean for k, v in readouts.items()},
+                            **{f"{k}_count": v.count for k, v in readouts.items()})  # fmt: skip
+    with files.writing(folder / "generated.npz") as aside, aside.open("wb") as handle:
+        free = drawn["free"]
+        np.savez_compressed(handle, trial=free.trial, unit=free.unit, step=free.step)
     files.write_json(folder / "figures.json", figures)
-    return Outcome(folder, figures, _lines(figures), [*written, folder / "figures.json"])
+    model = neuro.save(folder / "model")
+    names = ("connectivity.npz", "generated.npz", "figures.json")
+    return Outcome(folder, figures, lines, [page, *(folder / n for n in names), model])
 
 
 def _with_file(config: NeuroRunConfig) -> NeuroRunConfig:
@@ -217,7 +230,3 @@ def _lines(figures: dict[str, Any]) -> list[str]:
             f"{found['transposed']:.3f}"
         )
     return lines
-
-
-def _page(*_: Any) -> list[Path]:
-    return []
