@@ -107,8 +107,7 @@ class SkillItSystem:
     notes: Mapping[str, Any] = {
         "auc": "mean over training of the mean accuracy over skills, a point every 100 steps, the "
         "start included",
-        "valid_score": "minus the mean over training of the validation losses; settings are chosen "
-        "by it",
+        "valid_score": "minus the mean over training of the validation losses",
         "start": "all arms of a seed start from a model that can look variables up (700 steps of "
         "independent assignments), in place of the sheet's 300 steps on the first skill: the only "
         "clause with a bit answers that skill, whatever is asked, and a model so taught was still "
@@ -150,14 +149,15 @@ class SkillItSystem:
         return read_tuning(self.tuning_file)
 
     def tune(self, executor: Executor) -> Tuning:
-        """Two learning rates for every arm, and three etas for the method, by validation loss."""
+        """Two learning rates for every arm, and three etas for the method, by the measure that is
+        judged, on the tuning seed's own items."""
         bed.learned_graph(FULL)
         found, _ = tune(
             {name: partial(arm, name, "full") for name in TUNED},
             {"lr": LRS},
             TUNING_SEEDS,
             self.budget("full"),
-            "valid_score",
+            "auc",
             own={"skill-it": {"eta": ETAS}},
             name=f"{self.card.key}-tuning",
             executor=executor,
