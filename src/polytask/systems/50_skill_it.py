@@ -110,10 +110,10 @@ class SkillItSystem:
         "valid_score": "minus the mean over training of the validation losses",
         "start": "all arms of a seed start from a model that can look variables up (700 steps of "
         "independent assignments), in place of the sheet's 300 steps on the first skill: the only "
-        "clause with a bit answers that skill, whatever is asked, and a model so taught was still "
-        "on the plateau after 3,000 steps (pilot, seed 1)",
+        "clause with a bit answers that skill, whatever is asked, and models so taught, or not "
+        "taught at all, were still on the plateau after 3,000 steps (pilots, seed 1)",
         "model": "3 layers of width 64 with a convolution over the last 5 words at the bottom; "
-        "without it the look-up did not form in 1,600 steps",
+        "without it the look-up had not formed after 1,000 steps (pilot, seed 1)",
         "chain": "3 variables, 1,200 steps of 32 items, rounds of 100: the largest that stratified "
         "sampling learns and five seeds can afford here",
         "graph": "learned pairwise on seed 100 with runs as long as an arm (6 runs, 7,200 steps), "
