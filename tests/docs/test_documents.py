@@ -10,10 +10,12 @@ import pytest
 import yaml
 
 from polytask import cli, systems
+from polytask.configs import parse
 from polytask.merge import config as merging
 from polytask.merge import mergekit
 from polytask.pipeline import learned, parse_config
 from polytask.pipeline.localize_config import LocalizeConfig
+from polytask.pipeline.pretraining_config import PretrainRunConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -37,7 +39,10 @@ def cases(*languages: str) -> pytest.MarkDecorator:
 @cases("yaml")
 def test_every_configuration_parses(text: str) -> None:
     values = yaml.safe_load(text)
-    if "finetuned" in values:  # polytask localize
+    if {"corpus", "objective", "model"} & set(values) and "tasks" not in values:  # pretrain
+        whole = {"corpus": "texts", "objective": "ul2r", **values}
+        assert parse(PretrainRunConfig, whole, "the page").corpus
+    elif "finetuned" in values:  # polytask localize
         assert LocalizeConfig(**values).sparsity
     elif "merge_method" in values:  # polytask merge
         assert mergekit.recipe_of(values).parts
