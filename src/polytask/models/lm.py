@@ -15,7 +15,7 @@ Legend: B rows, L slots, M slots of inputs, T scored slots, D width, V vocabular
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +176,9 @@ class LanguageModel(nn.Module):
     def _weight(self) -> Tensor:
         return self.embedding.weight if self.output is None else self.output.weight
 
-    def save(self, folder: Path) -> None:
-        """config.json and model.safetensors, whole or not at all."""
+    def save(self, folder: Path, beside: Mapping[str, str] | None = None) -> None:
+        """config.json and model.safetensors, whole or not at all; `beside`: further text files by
+        name."""
         from safetensors.torch import save_file
 
         with files.building(folder) as aside:
@@ -185,6 +186,8 @@ class LanguageModel(nn.Module):
             (aside / "config.json").write_text(text + "\n", encoding="utf-8")
             state = {name: value.contiguous() for name, value in self.state_dict().items()}
             save_file(state, aside / "model.safetensors")
+            for name, content in (beside or {}).items():
+                (aside / name).write_text(content, encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> LanguageModel:
