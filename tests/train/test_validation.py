@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_loader
 import torch
 
 from polytask.errors import ConfigError, PolytaskError
@@ -20,6 +21,7 @@ from polytask.train.trainer import Trainer
 from polytask.train.validation import MixtureValidation
 
 Parts = tuple[Any, Any]
+parts = test_loader.parts  # the fixture: reviews with two labels, houses
 GRAPH = {"train": ["liked+stars", "price"], "A": [[1.0, 0.5], [0.0, 1.0]]}
 
 
