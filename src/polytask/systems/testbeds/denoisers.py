@@ -1,17 +1,20 @@
-"""Small encoder-decoders on prose under one objective each, judged on continuing and filling in.
+"""A small decoder goes on with one objective or a mixture, judged on continuing and filling in.
 
-Everything a proof compares is trained and scored here: arms see equally many tokens of equal text
-under the same draws. Held-out scores are -log p per token of the original text among tokens of text
-(sentinels, mode tokens and ends neither count nor get probability), on three tests:
+Everything a proof compares is trained and scored here. All arms start from one causal language
+model of prose, read as a prefix decoder from then on (its mask changes, no weight does), and see
+equally many tokens more of equal text under the same draws: UL2R, the way in which UL2 is added to
+a finished model (Tay et al. 2022, arXiv 2210.11399). Held-out scores are -log p per token of the
+original text among tokens of text (sentinels, mode tokens and ends neither count nor get
+probability), on three tests:
 
     continuation   the last quarter of a chunk, given the rest
     infill 15      15 % of the tokens in spans of 3, T5's corruption
     infill 50      half of the tokens in spans of 3
 
 A test can be put to a model in several forms: as a prefix LM ('prefix'), with sentinels ('span'),
-or, for filling in, from left to right ('left': only what precedes a span is seen, kept tokens after
-it are given as they come). What an arm was never trained on is no disadvantage it need have: scores
-are kept for all forms, and a baseline is judged by its best.
+or, for filling in, from left to right ('left': what follows a gap is not seen before the gap is
+filled, which is filling in by a model that cannot look ahead). A baseline is judged by the best
+form of those that show it all that is given, and, in a second account, by the best of all.
 """
 
 from __future__ import annotations
@@ -29,11 +32,12 @@ import torch
 from torch.nn import functional
 
 from polytask import files
+from polytask.data.embedded.folders import builders_lock, whole
 from polytask.data.embedded.sources import cache_root
-from polytask.models.feed import Architecture
+from polytask.models.convert import convert
 from polytask.models.lm import LanguageModel, LanguageModelConfig
 from polytask.objectives import denoising, draws, pairs, ul2
-from polytask.objectives.denoising import Specials, noise_mask, prefix_lm, span_corruption
+from polytask.objectives.denoising import Specials, full_lm, noise_mask, prefix_lm, span_corruption
 from polytask.objectives.pairs import Pairs
 from polytask.objectives.ul2 import (
     Denoiser,
@@ -59,32 +63,37 @@ FORMS: Mapping[Test, tuple[Form, ...]] = {
 }
 MODE: Mapping[Test, str] = {"continuation": "S", "infill 15": "R", "infill 50": "X"}
 FORM: Mapping[Test, Form] = {"continuation": "prefix", "infill 15": "span", "infill 50": "span"}
+_BASE = 0  # seed of the model that all arms start from
 _HELD_OUT = 7  # seed of held-out spans and splits: the same for every arm and seed
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Sizes: `inputs` bounds a corrupted chunk, `tokens` is the budget of tokens seen."""
+    """Sizes: `inputs` bounds a corrupted chunk, `tokens` is the budget of tokens seen, `base` what
+    the model that all arms start from has seen. 310 ids are bytes, special tokens and 14 pieces:
+    both sides of a gap say much about it."""
 
-    architecture: Architecture = "encdec"
     dim: int = 64
-    layers: int = 2
+    layers: int = 3
     heads: int = 4
-    vocab: int = 1024
+    vocab: int = 310
     inputs: int = 48
     chunks: int = 16
-    tokens: int = 1_200_000
+    base: int = 2_000_000
+    base_length: int = 96
+    base_lr: float = 4e-3
+    tokens: int = 800_000
     held_out: int = 300
     spans: tuple[float, float, float] = (3, 5, 16)
 
 
 def mixture(bench: Bench, arm: Arm) -> MixtureOfDenoisers:
     """What an arm trains on."""
-    full = ul2_mixture(spans=bench.spans)
+    full = ul2_mixture("decoder", spans=bench.spans)
     if arm == "sc":
-        return MixtureOfDenoisers((SpanCorruption(3, 0.15, mode=""),))
+        return MixtureOfDenoisers((SpanCorruption(3, 0.15, mode="", input_end=False),))
     if arm == "plm":
-        return MixtureOfDenoisers((PrefixLM("uniform", mode=""),))
+        return MixtureOfDenoisers((PrefixLM("uniform", mode="", input_end=False),))
     return full.without("S") if arm == "no-s" else full
 
 
@@ -103,11 +112,20 @@ class Trained:
     curves: dict[str, list[tuple[int, float]]]  # denoiser -> (tokens seen, loss per original token)
 
 
-def train(bench: Bench, arm: Arm, lr: float, seed: int) -> Trained:
-    """Pretrain one arm until it has seen `bench.tokens` tokens."""
+def base_model(bench: Bench) -> LanguageModel:
+    """The causal language model that all arms start from: trained once, kept in the cache."""
+    place = cache_root() / "testbeds" / "denoisers" / f"base-{_key(bench, 'base', bench.base_lr)}"
+    if not whole(place):
+        with builders_lock(place):
+            if not whole(place, warn=True):
+                _train_base(bench).save(place)
+    return LanguageModel.load(place)
+
+
+def _train_base(bench: Bench) -> LanguageModel:
     text = prose(bench.vocab)
     config = LanguageModelConfig(
-        architecture=bench.architecture,
+        architecture="causal",
         vocab_size=text.codec.size,
         dim=bench.dim,
         layers=bench.layers,
@@ -116,7 +134,34 @@ def train(bench: Bench, arm: Arm, lr: float, seed: int) -> Trained:
         pad_id=text.codec.pad,
         end_id=text.codec.end,
     )
-    model = LanguageModel(config, seed)
+    model = LanguageModel(config, _BASE)
+
+    def draw(step: int) -> Pairs:
+        rows = np.arange(bench.chunks) + bench.chunks * step
+        return full_lm(text.windows("train", bench.base_length, _BASE, rows))
+
+    pretrain(model, draw, _options(bench, bench.base, bench.base_lr, _BASE))
+    return model
+
+
+def _options(bench: Bench, tokens: int, lr: float, seed: int) -> PretrainConfig:
+    return PretrainConfig(
+        tokens=tokens,
+        lr=lr,
+        schedule="cosine",
+        warmup=0.05,
+        floor=0.1,
+        seed=seed,
+        width=4 * bench.inputs,
+        objective=LanguageObjective(mean="sequence", z_loss=0.0),
+    )
+
+
+def train(bench: Bench, arm: Arm, lr: float, seed: int) -> Trained:
+    """Go on with the base as a prefix decoder until it has seen `bench.tokens` tokens more."""
+    text = prose(bench.vocab)
+    model = convert(base_model(bench), "prefix")
+    assert isinstance(model, LanguageModel)
     mixed, marks = mixture(bench, arm), specials(text, arm)
     sizes = [chunk_length(bench, denoiser) for denoiser in mixed.denoisers]
 
@@ -133,26 +178,14 @@ def train(bench: Bench, arm: Arm, lr: float, seed: int) -> Trained:
         for at in np.unique(task).tolist():
             found[mixed.names[at]].append((done.tokens, float(value[task == at].mean())))
 
-    options = PretrainConfig(
-        tokens=bench.tokens,
-        lr=lr,
-        schedule="cosine",
-        warmup=0.05,
-        floor=0.1,
-        seed=seed,
-        width=(2 * bench.inputs, 2 * bench.inputs)
-        if bench.architecture == "encdec"
-        else 4 * bench.inputs,
-        objective=LanguageObjective(mean="sequence", z_loss=0.0),
-    )
-    done = pretrain(model, draw, options, note)
+    done = pretrain(model, draw, _options(bench, bench.tokens, lr, seed), note)
     return Trained(model, done, {name: _binned(points) for name, points in found.items()})
 
 
 def chunk_length(bench: Bench, denoiser: Denoiser) -> int:
     """Tokens of a training chunk. Prefix LMs of every split share the length of UL2's S, so that
     none meets a longer text in the tests than in training."""
-    kind = PrefixLM(0.25) if isinstance(denoiser, PrefixLM) else denoiser
+    kind = PrefixLM(0.25, input_end=False) if isinstance(denoiser, PrefixLM) else denoiser
     return chunk_size_for(kind, bench.inputs, modes=True).length
 
 
@@ -181,11 +214,13 @@ def test_pairs(
     marks = text.specials
     if test == "continuation":
         if form == "prefix":
-            return prefix_lm(chunks, marks, _HELD_OUT, rows, 0.25, mode=mode)
-        return span_corruption(chunks, marks, _HELD_OUT, rows, length, 0.25, 1, mode)
+            return prefix_lm(chunks, marks, _HELD_OUT, rows, 0.25, mode=mode, input_end=False)
+        return span_corruption(
+            chunks, marks, _HELD_OUT, rows, length, 0.25, 1, mode, input_end=False
+        )
     rate = 0.15 if test == "infill 15" else 0.5
     if form == "span":
-        return span_corruption(chunks, marks, _HELD_OUT, rows, 3, rate, mode=mode)
+        return span_corruption(chunks, marks, _HELD_OUT, rows, 3, rate, mode=mode, input_end=False)
     return left_to_right(chunks, noise_mask(length, _HELD_OUT, rows, 3, rate), marks, mode)
 
 
@@ -194,7 +229,7 @@ def left_to_right(chunks: np.ndarray, mask: np.ndarray, marks: Specials, mode: s
     first = np.argmax(mask, axis=1).tolist()
     head, end = marks.mode(mode), () if marks.end is None else (marks.end,)
     return Pairs.of(
-        [[*head, *row[:at].tolist(), *end] for row, at in zip(chunks, first)],
+        [[*head, *row[:at].tolist()] for row, at in zip(chunks, first)],
         [[*row[at:].tolist(), *end] for row, at in zip(chunks, first)],
         [[*flags[at:].tolist(), *(False for _ in end)] for flags, at in zip(mask, first)],
     )
@@ -264,12 +299,16 @@ def scores(bench: Bench, arm: Arm, lr: float, seed: int) -> dict[str, Any]:
     return found
 
 
-def best(arm: Arm, found: Mapping[str, float], test: Test) -> float:
+def best(arm: Arm, found: Mapping[str, float], test: Test, blind: bool = False) -> float:
     """What an arm is judged by: the mixture by the form and mode that UL2 prescribes, every other
-    arm by the best of all forms it can be asked in."""
+    arm by the best of all forms and modes that it was asked in. `blind` counts the form that hides
+    what follows a gap among them."""
     if arm == "mod":
         return found[f"{test}/{FORM[test]}/{MODE[test]}"]
-    return min(value for key, value in found.items() if key.startswith(f"{test}/"))
+    forms = [form for form in FORMS[test] if blind or form != "left"]
+    return min(
+        v for key, v in found.items() if key.rsplit("/", 1)[0] in [f"{test}/{f}" for f in forms]
+    )
 
 
 def wrong_mode(found: Mapping[str, float], test: Test) -> float:
@@ -278,7 +317,7 @@ def wrong_mode(found: Mapping[str, float], test: Test) -> float:
     return sum(found[f"{test}/{FORM[test]}/{mode}"] for mode in others) / len(others)
 
 
-def _key(bench: Bench, arm: Arm, lr: float) -> str:
+def _key(bench: Bench, arm: str, lr: float) -> str:
     """Changes with the setting and with the code that decides the result."""
     from polytask.models import feed, lm, transformer
 
