@@ -60,6 +60,12 @@ TOLD = {
         "`datasets.interleave_datasets` over 16 tables; deviation from the weights in rows, worst "
         "over all prefixes.",
     ),
+    "bench_neuroformer": (
+        "Neuroformer",
+        "Spikes drawn per second with keys and values kept, beside running the window again for "
+        "every spike (the same spikes come out); windows trained on and tokenised per second up to "
+        "1,000 neurons; the forward pass by number of behaviour groups and the line through it.",
+    ),
     "bench_trainer": (
         "Training step",
         "The same BERT of two layers and the same batches of 32 rows of 32 tokens, beside a "

@@ -15,6 +15,7 @@ SHORT = {
     "three_csv_files.py": ["--steps", "2"],
     "adapt_with_32_examples.py": ["--steps", "2", "--shots", "4"],
     "forecast_demand.py": ["--pretraining", "2", "--steps", "2", "--days", "1"],
+    "neuroformer_recording.py": ["--steps", "2", "--seconds", "30"],
     "forecast_sales.py": ["--pretraining", "2", "--steps", "2"],
 }
 NEEDS = {"forecast_demand.py": "electricity-demand"}
