@@ -155,7 +155,7 @@ class ArchObjectiveSystem:
         "budget": "tokens seen. The model that is adapted is there already: what it cost is in "
         "the notes and not counted, as in the paper",
         "scale": "the sheet's small size: width 64, 2 layers (2 + 2), vocabulary 1,024, steps of "
-        "1,024 tokens, 600 of pretraining and 150 of adaptation; AdamW for Adafactor",
+        "1,024 tokens, 500 of pretraining and 125 of adaptation; AdamW for Adafactor",
         "tasks": "after pretraining, every cell is finetuned on the same pairs of three tasks; "
         "accuracy by summed log-likelihood, median over phrasings, mean over tasks",
     }

@@ -52,9 +52,9 @@ class Bed:
 
     scale: Scale = field(default_factory=partial(Scale, t5_like=True))
     entries: int = 30_000  # of the dictionary
-    steps: int = 600  # of pretraining
-    adapt: int = 150  # of adaptation
-    tasks_steps: int = 200  # of multitask finetuning
+    steps: int = 500  # of pretraining
+    adapt: int = 125  # of adaptation
+    tasks_steps: int = 150  # of multitask finetuning
     tasks_rows: int = 32
     tasks_lr: float = 3e-3
     tasks_dropout: float = 0.1
@@ -63,7 +63,7 @@ class Bed:
 
 FULL = Bed()
 SMOKE = Bed(
-    scale=Scale(dim=16, layers=1, heads=2, rows=4, length=32, held_out=8, every=2, t5_like=True),
+    scale=Scale(dim=16, layers=2, heads=2, rows=4, length=32, held_out=8, every=2, t5_like=True),
     steps=4,
     adapt=2,
     tasks_steps=2,
