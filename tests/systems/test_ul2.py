@@ -20,6 +20,7 @@ from polytask.objectives.pairs import Pairs
 from polytask.objectives.ul2 import restored
 from polytask.study import Budget
 from polytask.systems.testbeds import denoisers as bed
+from polytask.systems.testbeds import denoisers_downstream as downstream
 from polytask.systems.testbeds.prose import Prose, _stream
 from polytask.tasks.tokenizer_training import train_tokenizer
 
@@ -43,6 +44,7 @@ def own_cache(
 ) -> None:
     monkeypatch.setattr(bed, "cache_root", lambda: tmp_path_factory.getbasetemp() / "ul2")
     monkeypatch.setattr(bed, "prose", lambda vocab: text)
+    monkeypatch.setattr(downstream, "here", lambda: False)
     monkeypatch.setattr(bed, "_key", lambda bench, arm, lr: f"{bench.tokens}-{arm}-{lr}")
 
 
@@ -159,6 +161,31 @@ def test_arms_at_smoke_size() -> None:
     assert results["mod"].metrics["mode effect continuation"] == pytest.approx(wrong - right)
     spent = [r.spent.tokens for r in results.values()]
     assert max(spent) / min(spent) < 1.05
+
+
+def test_finetuning_learns_fields_and_second_halves(
+    text: Prose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Definitions whose first words give the field away."""
+    words = {0: "an act of doing", 3: "a part of the body", 9: "a substance made"}
+
+    def read(text: Prose, part: str, most: int) -> downstream.Glosses:
+        fields = np.array([0, 3, 9] * 20)
+        return downstream.Glosses(text.codec.encode([words[f] for f in fields.tolist()]), fields)
+
+    monkeypatch.setattr(downstream, "read", read)
+    found = read(text, "train", 0)
+    pairs = downstream.classify(text, found, [1], 10, modes=True)
+    assert pairs.input(0)[0] == text.specials.modes["R"]
+    assert len(pairs.input(0)) == 10
+    assert pairs.target(0).tolist() == [downstream.label_tokens(text)[3]]
+    halves = downstream.complete(text, found, [0], 48, modes=False)
+    assert [*halves.input(0), *halves.target(0)] == found.ids[0]
+    model = bed.train(TINY, "mod", 1e-3, 1).model
+    before = downstream.accuracy(text, model, found, 40, True)
+    after = downstream.finetuned(text, model, True, 40, 0, 60)
+    assert after["field accuracy"] > max(0.6, before)
+    assert after["completion"] < 4.5  # ln 310 is 5.7
 
 
 @pytest.mark.slow

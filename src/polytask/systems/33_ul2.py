@@ -40,7 +40,15 @@ LRS = (1e-3, 2e-3, 4e-3)
 TUNING_SEEDS = (1000,)  # never judged on
 FULL = bed.Bench()
 SMOKE = bed.Bench(
-    dim=16, heads=2, layers=1, base=2000, tokens=4000, chunks=8, held_out=12, base_length=32
+    dim=16,
+    heads=2,
+    layers=1,
+    base=2000,
+    tokens=4000,
+    chunks=8,
+    held_out=12,
+    base_length=32,
+    finetuning=2,
 )
 
 
@@ -71,6 +79,7 @@ class Trial:
                 metrics[f"mode effect {test}"] = bed.wrong_mode(found["test"], test) - right
         notes = {key: found[key] for key in ("test", "curves", "trained", "efficiency")}
         notes["parameters"] = found["parameters"]
+        metrics |= {f"finetuned {name}": v for name, v in found.get("downstream", {}).items()}
         return Result(dict(metrics), Budget(tokens=found["tokens"]), notes)
 
     def _score(self, found: Mapping[str, float], test: bed.Test) -> float:
@@ -184,6 +193,9 @@ class UL2System:
             Claim("mod", "no modes", "mode effect infill 50"),
             *(Claim("mod", n, "largest regret (left to right too)", **lower) for n in RIVALS[1:]),
         ]
+        if None not in evidence.arms["mod"].values("finetuned completion"):
+            extra += [Claim("mod", name, "finetuned field accuracy") for name in RIVALS[1:]]
+            extra += [Claim("mod", name, "finetuned completion", **lower) for name in RIVALS[1:]]
         judged = judge_all(extra, evidence.arms, "none", evidence.size == "full")
         return [judgement.sentence for judgement in judged]
 

@@ -47,6 +47,7 @@ from polytask.objectives.ul2 import (
     chunk_size_for,
     ul2_mixture,
 )
+from polytask.systems.testbeds import denoisers_downstream as downstream
 from polytask.systems.testbeds.prose import Part, Prose, prose
 from polytask.train import language
 from polytask.train.language import LanguageObjective, PretrainConfig, Pretrained, pretrain
@@ -84,6 +85,7 @@ class Bench:
     base_lr: float = 4e-3
     tokens: int = 800_000
     held_out: int = 300
+    finetuning: int = 150
     spans: tuple[float, float, float] = (3, 5, 16)
 
 
@@ -295,6 +297,10 @@ def scores(bench: Bench, arm: Arm, lr: float, seed: int) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in trained.model.parameters()),
         "curves": trained.curves,
     }
+    if arm in ("mod", "sc", "plm") and downstream.here():
+        found["downstream"] = downstream.finetuned(
+            text, trained.model, arm == "mod", bench.inputs, seed, bench.finetuning
+        )
     files.write_json(path, found)
     return found
 
@@ -332,6 +338,7 @@ def _key(bench: Bench, arm: str, lr: float) -> str:
         transformer,
         language,
         sys.modules[prose.__module__],
+        downstream,
         sys.modules[__name__],
     ):
         digest.update(inspect.getsource(module).encode())
