@@ -36,7 +36,7 @@ TRAINED: Mapping[str, bed.Arm] = {
     "no S": "no-s",
 }
 RIVALS = ("mod", "span corruption", "prefix LM")  # regret is over the best of these
-LRS = (1e-3, 2e-3, 4e-3)
+LRS = (5e-4, 1e-3, 2e-3)
 TUNING_SEEDS = (1000,)  # never judged on
 FULL = bed.Bench()
 SMOKE = bed.Bench(
