@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -53,7 +53,12 @@ NAMES = (*LEARNED, *LOADED, *RIVALS, *DECODERS)
 TUNED = ("neuroformer", "no past", "joint", "speed only", *FEW, *DECODERS)
 LRS = (1e-3, 3e-3, 6e-3)
 PRETRAIN_LR = 3e-3  # of models that are finetuned afterwards, while finetuning is tuned
-ALPHAS = (1.0, 100.0, 10_000.0)
+OWN: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
+    **{name: {"train": ("all", "head")} for name in FEW},
+    "ridge": {"alpha": (1.0, 100.0, 10_000.0)},
+    "mlp": {"width": (32, 64)},
+    "gru": {"width": (32, 64)},
+}
 TUNING_SEEDS = (1000,)  # never judged on
 FULL = bed.Plan()
 
@@ -65,7 +70,9 @@ class Trial:
     name: str
     lr: float
     pretrain_lr: float
-    alpha: float = 1.0
+    alpha: float = 1.0  # ridge's penalty
+    width: int = 64  # of the other decoders
+    train: Literal["all", "head"] = "all"  # what finetuning changes
     plan: bed.Plan = FULL
     tuning: bool = False  # the score on validation windows alone
 
@@ -111,14 +118,19 @@ class Trial:
         return -0.6 * held_out["id"] - 0.4 * held_out["time"]
 
     def _few(self, seed: int) -> Result:
-        """Finetune everything on 1 % of the train windows."""
+        """Finetune on 1 % of the train windows, everything or the head as tuning chose."""
         plan = self.plan
         neuro = bed.fresh("spikes", plan, seed)
         if self.name != "scratch":
             before = bed.trained(LEARNED[self.name], plan, seed, self.pretrain_lr)
             neuro.model.load_state_dict(before.model.state_dict())
         neuro.finetune(
-            "speed", fraction=plan.fraction, steps=plan.finetune, batch_size=plan.batch, lr=self.lr
+            "speed",
+            fraction=plan.fraction,
+            train=self.train,
+            steps=plan.finetune,
+            batch_size=plan.batch,
+            lr=self.lr,
         )
         decoded = neuro.decode("speed")
         found = {
@@ -156,7 +168,8 @@ class Trial:
     def _decoder(self, seed: int) -> Result:
         neuro = bed.fresh("spikes", self.plan, seed)
         rows = neuro.windows.subset(self.plan.fraction, seed)
-        fit = {"alpha": self.alpha} if self.name == "ridge" else {"lr": self.lr}
+        net = {"lr": self.lr, "width": self.width}
+        fit = {"alpha": self.alpha} if self.name == "ridge" else net
         few = partial(scores.decoder_score, neuro, self.name, plan=self.plan, **fit)
         found = {
             "speed_r": few(rows, "test"),
@@ -172,8 +185,7 @@ class Trial:
 def arm(name: str, size: Size, point: Mapping[str, Any], pretrain_lr: float) -> Arm:
     """The arm `name` at a point of the grid."""
     plan = bed.SMOKE if size == "smoke" else FULL
-    alpha = float(point.get("alpha", ALPHAS[0]))
-    trial = Trial(name, float(point["lr"]), pretrain_lr, alpha, plan)
+    trial = Trial(name=name, pretrain_lr=pretrain_lr, plan=plan, **point)
     return Arm(name, trial, {**point, "pretrain_lr": pretrain_lr})
 
 
@@ -189,6 +201,8 @@ class NeuroformerSystem:
         "auroc": "attention averaged over layers and heads, per look (A / C)",
         "cell_r": "the sheet asks for the correlation of rates with those of a resampler that has "
         "the true rates, which is 1 by construction; judged is the correlation over (window, unit)",
+        "blocks": "1 % of the spikes of current and 2 % of those of past windows found no room in "
+        "their blocks; the latest were kept",
         "recordings": "600 s of the hard circuit; 'sheet .4' and 'sheet .25' are the sheet's own",
     }
 
@@ -225,8 +239,9 @@ class NeuroformerSystem:
         return read_tuning(self.tuning_file)
 
     def tune(self, executor: Executor) -> Tuning:
-        """Three learning rates for every arm that learns (ridge: three penalties), by the score on
-        validation windows: likelihood of spikes, or r of decoded speed. Controls, the sheet's
+        """Three learning rates for every arm that learns, by the score on validation windows:
+        likelihood of spikes, or r of decoded speed. Few-label arms also choose what to finetune,
+        decoders their penalty or width. Controls, the sheet's
         circuits and the arms with more modalities take the rate of 'neuroformer'."""
         found, _ = tune(
             {name: partial(_tuned, name) for name in TUNED},
@@ -235,7 +250,7 @@ class NeuroformerSystem:
             self.budget("full"),
             "valid_score",
             name=f"{self.card.key}-tuning",
-            own={"ridge": {"alpha": ALPHAS}},
+            own=OWN,
             executor=executor,
         )
         return found
