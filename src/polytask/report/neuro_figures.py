@@ -120,17 +120,19 @@ def psth_picture(folder: Path, true: Array, generated: Mapping[str, Array]) -> P
         axes = figure.subplots(1, max(2, len(names)), squeeze=False)[0]
         for ax in axes[len(names) :]:
             ax.set_axis_off()
+        look = looks(names)
         for ax, name in zip(axes, names):
             made = np.asarray(generated[name], float)
             pick = np.linspace(0, real.size - 1, min(real.size, _DOTS)).astype(int)
-            colour = looks([name])[name].colour
+            colour = look[name].colour
             ax.scatter(real.ravel()[pick], made.ravel()[pick], s=5, color=colour, alpha=0.15, lw=0)
             ax.scatter(real.mean(1), made.mean(1), s=22, color=colour, edgecolor=INK, lw=0.6)
             top = float(max(real.max(initial=0), made.max(initial=0), 1e-9)) * 1.05
             ax.plot((0, top), (0, top), color=SOFT, lw=0.9, ls=(0, (4, 3)))
             r = _r(real.mean(1), made.mean(1)), _r(real, made)
-            ax.set_title(f"{short(name, 24)}: r = {r[0]:.2f} of means, {r[1]:.2f} of bins",
-                         fontsize=9)  # fmt: skip
+            ax.set_title(short(name, 30), fontsize=9.5)
+            said = f"r = {r[0]:.2f} of means, {r[1]:.2f} of bins"
+            ax.text(0.03, 0.96, said, transform=ax.transAxes, va="top", fontsize=8.5, color=SOFT)
             ax.set_xlabel("recorded, spikes/s")
             ax.set_ylabel("generated, spikes/s")
         caption = "Large dots are neurons, small ones a neuron in one time bin."
@@ -176,10 +178,10 @@ def wiring_picture(folder: Path, found: Wiring) -> Picture:
     if found.edges is not None:
         order, hubs = hub_order(found.edges)
         panels = {"truth": np.asarray(found.edges, float), **panels}
-    columns = min(2, len(panels))
+    columns = 3 if len(panels) in (3, 5, 6) else min(2, len(panels))
     lines = math.ceil(len(panels) / columns)
     with style() as figure_class:
-        side = WIDTH / 2
+        side = WIDTH / max(2, columns)
         figure = figure_class(figsize=(side * columns, 0.3 + side * lines), layout="constrained")
         axes = figure.subplots(lines, columns, squeeze=False).ravel()
         for ax in axes[len(panels) :]:
@@ -202,8 +204,10 @@ def wiring_picture(folder: Path, found: Wiring) -> Picture:
             said = ""
             if name in found.scores:
                 forward, turned = found.scores[name]
-                said = f": {forward:.2f}, transposed {turned:.2f}"
+                said = f"\n{forward:.2f}, transposed {turned:.2f}"
             ax.set_title(f"{short(name, 22)}{said}", fontsize=9.5)
+            ax.set_xticks([])
+            ax.set_yticks([])
             ax.set_xlabel("from")
             ax.set_ylabel("to")
         caption = "Row: the neuron that is driven; column: the one that drives."
