@@ -193,7 +193,7 @@ def graph_picture(folder: Path, graph: SkillGraph) -> Picture:
         if table.size <= 144:
             for i, j in np.ndindex(table.shape):
                 colour = ink_on(image.to_rgba(table[i, j]))
-                text = f"{table[i, j]:.2f}"
+                text = f"{table[i, j]:.2g}"
                 ax.text(j, i, text, ha="center", va="center", color=colour, fontsize=7.5)
         bar = figure.colorbar(image, ax=ax, shrink=0.9)
         bar.set_label("weight of the edge")
