@@ -114,7 +114,8 @@ class Circuit:
     @property
     def edges(self) -> NDArray[np.bool_]:
         """(N, N) bool [target, source]."""
-        return self.weights != 0
+        found: NDArray[np.bool_] = self.weights != 0
+        return found
 
 
 def simulate_circuit(

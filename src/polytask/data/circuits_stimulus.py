@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,7 +120,7 @@ def gabor_fields(n_units: int, size: int, seed: int) -> Floats:
 
 
 def gabor_currents(
-    frames: NDArray[np.float32], fields: Floats, gain: float | Floats = 0.12
+    frames: NDArray[np.float32], fields: Floats, gain: float | NDArray[np.floating[Any]] = 0.12
 ) -> Floats:
     """(F, N) currents: match of every frame with every field, standardised, times `gain`."""
     match = np.einsum("fhw,nhw->fn", frames, fields, optimize=True)

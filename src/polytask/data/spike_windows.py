@@ -127,13 +127,13 @@ class SpikeWindows:
             )
         self.frame_count, self.frame_end = self._frame_span(frame_window, frame_end)
         self.samples = self._sample_count()
-        self.starts, self._reach, span = self._fitting()
+        self.starts, self._reach = self._fitting()
         if not len(self.starts):
             raise DataError(
                 f"no window fits: {recording.n_steps} bins in {len(recording.spans)} stretch(es), "
                 f"but a window with its past, frames and behaviour needs more"
             )
-        parts = self._divide(split, fractions, seed, span)
+        parts = self._divide(split, fractions, seed)
         self.train, self.val, self.test = parts
         self.truncated = self._truncated()
 
@@ -259,18 +259,14 @@ class SpikeWindows:
         width = self.tokenizer.window_bins * fraction(self.recording.dt)
         return max(1, int(width / fraction(self.recording.dt_b)))
 
-    def _fitting(self) -> tuple[Ints, Ints, Ints]:
-        """First bins of all windows whose parts are whole, first bin that each reads, trials."""
+    def _fitting(self) -> tuple[Ints, Ints]:
+        """First bins of all windows whose parts are whole, and the first bin that each reads."""
         tok, recording = self.tokenizer, self.recording
         width = tok.window_bins
-        found, trial = [], []
-        for number, (begin, end) in enumerate(recording.spans):
-            starts = np.arange(begin + tok.prev_bins, end - width + 1, width)
-            found.append(starts)
-            trial.append(np.full(len(starts), number))
-        starts = np.concatenate(found).astype(np.int64)
-        number = np.concatenate(trial).astype(np.int64)
-        floor = recording.spans[number, 0] if len(starts) else starts
+        spans = recording.spans
+        tiles = [np.arange(begin + tok.prev_bins, end - width + 1, width) for begin, end in spans]
+        starts = np.concatenate(tiles).astype(np.int64)
+        floor = np.repeat(spans[:, 0], [len(tile) for tile in tiles])
         reach, whole = starts - tok.prev_bins, np.ones(len(starts), bool)
         if self.frame_count:
             last = recording.frames_before(starts + width + self.frame_end)
@@ -285,11 +281,9 @@ class SpikeWindows:
             begins = _floor_over(last - self.samples, ratio)
             whole &= begins >= floor
             reach = np.minimum(reach, begins)
-        return starts[whole], reach[whole], number[whole]
+        return starts[whole], reach[whole]
 
-    def _divide(
-        self, split: str, fractions: tuple[float, float, float], seed: int, trial: Ints
-    ) -> list[Ints]:
+    def _divide(self, split: str, fractions: tuple[float, float, float], seed: int) -> list[Ints]:
         shares = np.asarray(fractions, float)
         if shares.shape != (3,) or (shares < 0).any() or abs(shares.sum() - 1) > 1e-6:
             raise ConfigError(f"fractions must be three shares that add up to 1, not {fractions}")
@@ -331,9 +325,8 @@ class SpikeWindows:
         take = last[:, None] + np.arange(-self.frame_count, 0)
         if take.min() < 0 or last.max() > recording.n_shown:
             raise DataError("a window reaches out of the frames that were shown")
-        if recording.shown is not None:
-            take = recording.shown[take]
-        return recording.frames[take]
+        order = take if recording.shown is None else recording.shown[take]
+        return np.asarray(recording.frames[order], np.float32)
 
 
 def _floor_over(count: Ints, ratio: Fraction) -> Ints:

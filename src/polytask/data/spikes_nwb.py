@@ -37,7 +37,7 @@ class _Series:
     def end(self) -> float:
         return float(self.times[-1]) + self.step
 
-    def held(self, grid: Floats) -> NDArray[np.int64]:
+    def held(self, grid: NDArray[Any]) -> NDArray[np.int64]:
         """Index of the last sample at or before each grid time (a microsecond is forgiven)."""
         return np.maximum(np.searchsorted(self.times, grid + 1e-6, side="right") - 1, 0)
 
@@ -164,12 +164,12 @@ def _streams(session: Any, wanted: Sequence[str] | None, path: Path) -> list[_Se
     known: dict[str, Any] = {}
     for value in session.objects.values():
         if isinstance(value, TimeSeries) and not isinstance(value, ImageSeries | IndexSeries):
-            known.setdefault(value.name, value)
+            known.setdefault(str(value.name), value)
     if wanted is None:
         module = session.processing.get("behavior")
-        inside = [] if module is None else list(_inside(module, TimeSeries))
-        names = [s.name for s in inside if known.get(s.name) is s and len(s.data.shape) <= 2]
-        names = [n for n in names if np.issubdtype(known[n].data.dtype, np.number)]
+        inside: list[Any] = [] if module is None else list(_inside(module, TimeSeries))
+        numbers = [s for s in inside if np.issubdtype(s.data.dtype, np.number)]
+        names = [str(s.name) for s in numbers if s.name in known and len(s.data.shape) <= 2]
     else:
         names = list(wanted)
     found = []
@@ -263,7 +263,7 @@ def _overlap(
     return begin, end
 
 
-def _columns(streams: Sequence[_Series], grid: Floats) -> dict[str, NDArray[Any]]:
+def _columns(streams: Sequence[_Series], grid: NDArray[Any]) -> dict[str, NDArray[Any]]:
     found: dict[str, NDArray[Any]] = {}
     for series in streams:
         values = series.values[series.held(grid)]

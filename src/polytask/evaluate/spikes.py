@@ -129,12 +129,11 @@ def cosmic_by_unit(
     order = [np.argsort(u, kind="stable") for u in units]
     cuts = [np.searchsorted(u[o], np.arange(n_units + 1)) for u, o in zip(units, order)]
     trains = [t[o] for t, o in zip(times, order)]
-    return np.array(
-        [
-            cosmic(*(t[c[i] : c[i + 1]] for t, c in zip(trains, cuts)), width, official)
-            for i in range(n_units)
-        ]
-    )
+    found = []
+    for i in range(n_units):
+        one, two = (t[c[i] : c[i + 1]] for t, c in zip(trains, cuts))
+        found.append(cosmic(one, two, width, official))
+    return np.array(found)
 
 
 def psth(unit: ArrayLike, step: ArrayLike, n_units: int, trials: ArrayLike, bin_: int) -> Floats:

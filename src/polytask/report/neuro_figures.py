@@ -153,13 +153,15 @@ def trace_picture(folder: Path, found: Trace, most: int = 1200) -> Picture:
         figure = figure_class(figsize=(WIDTH, 2.5), layout="constrained")
         ax = figure.subplots()
         look = looks(["decoded"])["decoded"]
-        gaps = np.flatnonzero(np.diff(time) > 3 * np.median(np.diff(time))) if len(time) > 2 else []
+        gaps = np.zeros(0, np.int64)  # where the line is broken: windows that were left out
+        if len(time) > 2:
+            gaps = np.flatnonzero(np.diff(time) > 3 * np.median(np.diff(time))) + 1
         for name, values, colour in (
             ("recorded", found.truth, INK),
             ("decoded", found.value, look.colour),
         ):
-            line = np.insert(np.asarray(values, float)[part], np.asarray(gaps, int) + 1, np.nan)
-            when = np.insert(time, np.asarray(gaps, int) + 1, np.nan)
+            line = np.insert(np.asarray(values, float)[part], gaps, np.nan)
+            when = np.insert(time, gaps, np.nan)
             ax.plot(when, line, color=colour, lw=1.1, label=name)
         ax.set_xlabel("seconds")
         ax.set_ylabel(short(found.name, 24))

@@ -31,7 +31,8 @@ def binned(recording: Recording, bins: int) -> Floats:
     whole = raster.shape[1] // bins * bins
     if not whole:
         raise DataError(f"the recording is shorter than {bins} bins")
-    return raster[:, :whole].reshape(len(raster), -1, bins).sum(axis=2).astype(np.float64)
+    counts = raster[:, :whole].reshape(len(raster), -1, bins).sum(axis=2)
+    return np.asarray(counts, np.float64)
 
 
 def lag_correlation(counts: ArrayLike, lag: int) -> Floats:
@@ -225,7 +226,7 @@ def _train(net: nn.Module, x: Tensor, y: Tensor, lr: float, steps: int, batch: i
         take = torch.randint(len(x), (min(batch, len(x)),))
         loss = F.mse_loss(net(x[take]), y[take])
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
     net.eval()
