@@ -14,11 +14,12 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 SHORT = {
     "three_csv_files.py": ["--steps", "2"],
     "adapt_with_32_examples.py": ["--steps", "2", "--shots", "4"],
+    "continue_pretraining.py": ["--steps", "1", "--tokens", "64", "--examples", "1"],
     "forecast_demand.py": ["--pretraining", "2", "--steps", "2", "--days", "1"],
     "neuroformer_recording.py": ["--steps", "2", "--seconds", "30"],
     "forecast_sales.py": ["--pretraining", "2", "--steps", "2"],
 }
-NEEDS = {"forecast_demand.py": "electricity-demand"}
+NEEDS = {"forecast_demand.py": "electricity-demand", "continue_pretraining.py": "smollm2"}
 
 
 @pytest.mark.slow
