@@ -104,7 +104,8 @@ def arch_run(config: ArchRunConfig, say: Say) -> Outcome:
             curve, done = study.train(model, text, cell.objective, scale, seed, adapt, config.lr)
             curves.setdefault(name, []).append(curve)
             facts[name] = {"parameters": study.parameters(model), "tokens": done.tokens}
-    text.codec.save(folder / "codec")
+    with files.building(folder / "codec") as aside:
+        text.codec.save(aside)
     return _leave(folder, config, curves, facts, [w for w in ways if w[0] in curves])
 
 
