@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,12 +53,7 @@ NAMES = (*LEARNED, *LOADED, *RIVALS, *DECODERS)
 TUNED = ("neuroformer", "no past", "joint", "speed only", *FEW, *DECODERS)
 LRS = (1e-3, 3e-3, 6e-3)
 PRETRAIN_LR = 3e-3  # of models that are finetuned afterwards, while finetuning is tuned
-OWN: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
-    **{name: {"train": ("all", "head")} for name in FEW},
-    "ridge": {"alpha": (1.0, 100.0, 10_000.0)},
-    "mlp": {"width": (32, 64)},
-    "gru": {"width": (32, 64)},
-}
+OWN: Mapping[str, Mapping[str, tuple[Any, ...]]] = {"ridge": {"alpha": (1.0, 100.0, 10_000.0)}}
 TUNING_SEEDS = (1000,)  # never judged on
 FULL = bed.Plan()
 
@@ -71,8 +66,6 @@ class Trial:
     lr: float
     pretrain_lr: float
     alpha: float = 1.0  # ridge's penalty
-    width: int = 64  # of the other decoders
-    train: Literal["all", "head"] = "all"  # what finetuning changes
     plan: bed.Plan = FULL
     tuning: bool = False  # the score on validation windows alone
 
@@ -118,7 +111,7 @@ class Trial:
         return -0.6 * held_out["id"] - 0.4 * held_out["time"]
 
     def _few(self, seed: int) -> Result:
-        """Finetune on 1 % of the train windows, everything or the head as tuning chose."""
+        """Finetune everything on 1 % of the train windows."""
         plan = self.plan
         neuro = bed.fresh("spikes", plan, seed)
         if self.name != "scratch":
@@ -127,7 +120,6 @@ class Trial:
         neuro.finetune(
             "speed",
             fraction=plan.fraction,
-            train=self.train,
             steps=plan.finetune,
             batch_size=plan.batch,
             lr=self.lr,
@@ -168,8 +160,7 @@ class Trial:
     def _decoder(self, seed: int) -> Result:
         neuro = bed.fresh("spikes", self.plan, seed)
         rows = neuro.windows.subset(self.plan.fraction, seed)
-        net = {"lr": self.lr, "width": self.width}
-        fit = {"alpha": self.alpha} if self.name == "ridge" else net
+        fit = {"alpha": self.alpha} if self.name == "ridge" else {"lr": self.lr}
         few = partial(scores.decoder_score, neuro, self.name, plan=self.plan, **fit)
         found = {
             "speed_r": few(rows, "test"),
@@ -240,9 +231,8 @@ class NeuroformerSystem:
 
     def tune(self, executor: Executor) -> Tuning:
         """Three learning rates for every arm that learns, by the score on validation windows:
-        likelihood of spikes, or r of decoded speed. Few-label arms also choose what to finetune,
-        decoders their penalty or width. Controls, the sheet's
-        circuits and the arms with more modalities take the rate of 'neuroformer'."""
+        likelihood of spikes, or r of decoded speed. Ridge also chooses its penalty. Controls, the
+        sheet's circuits and the arms with more modalities take the rate of 'neuroformer'."""
         found, _ = tune(
             {name: partial(_tuned, name) for name in TUNED},
             {"lr": LRS},
