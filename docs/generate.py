@@ -20,7 +20,7 @@ START, END = "<!-- systems: generated -->", "<!-- end of systems -->"
 PARTS = {
     "polytask.data": "Rows: files, hubs, embedded sets",
     "polytask.tasks": "Tasks, schemas, splits, leak checks, encoding",
-    "polytask.mixture": "Mixtures, sampler, ledger, packing",
+    "polytask.mixture": "Mixtures, sampler, skills, ledger, packing",
     "polytask.models": "Stems, trunk, heads, hub models",
     "polytask.objectives": "Losses",
     "polytask.train": "Trainer, stages, aggregation, checkpoints",
@@ -35,11 +35,20 @@ PARTS = {
 # Packages whose names are best read module by module.
 MODULES = {
     "polytask.data": ["spec", "open", "rows", "problems", "proposing", "images", "embedded"],
-    "polytask.mixture": ["policies", "sampler", "ledger", "packing"],
+    "polytask.mixture": [
+        "policies",
+        "sampler",
+        "skillit",
+        "skills",
+        "graph_learning",
+        "ledger",
+        "packing",
+    ],
     "polytask.train": [
         "config",
         "trainer",
         "loader",
+        "validation",
         "checkpoints",
         "aggregation",
         "weighting",

@@ -330,7 +330,8 @@ class Loader:
         known = ~np.isnan(losses)
         total = np.bincount(self._owner, np.where(known, losses, 0.0), len(self._all))
         count = np.bincount(self._owner, known, len(self._all))
-        return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+        means: Array = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+        return means
 
     def wants_validation(self, step: int) -> bool:
         """Whether the step's mixture wants losses on validation rows before the step."""

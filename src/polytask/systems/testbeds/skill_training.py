@@ -147,13 +147,13 @@ def train(
     weight[columns - 1] = 1.0  # the score of a word is made at the word before it
     weight /= weight.sum()
     model.train()
-    for number, ids in enumerate(batches.split(bed.batch)):
+    for number, ids in enumerate(torch.split(batches, bed.batch)):
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + number + 1) / bed.warmup)
         scores = model(ids[:, :-1])
         loss = F.cross_entropy(scores.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         optimizer.zero_grad(set_to_none=True)
-        (loss.view(len(ids), -1) @ weight).mean().backward()
+        torch.autograd.backward((loss.view(len(ids), -1) @ weight).mean())
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
