@@ -113,7 +113,8 @@ def _extend(
     ending = torch.isin(token, ends)
     new_scores, parents, tokens = scores_PK.clone(), [], []
     for row, search in enumerate(searches):
-        before, going = search.running, []
+        before = search.running
+        going: list[int] = []
         for rank in range(count):
             value = float(best[row, rank])
             if value == -torch.inf:
@@ -146,7 +147,7 @@ def _done(
     if len(search.finished) < beams:
         return bool(scores_K.max() == -torch.inf)
     worst = sorted((beam.score for beam in search.finished), reverse=True)[beams - 1]
-    return float(scores_K.max()) / max_new**penalty <= worst
+    return bool(float(scores_K.max()) / max_new**penalty <= worst)
 
 
 def _check(source: LogitSource, prompts: Prompts, beams: int, max_new: int, penalty: float) -> None:

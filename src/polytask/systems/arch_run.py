@@ -99,8 +99,9 @@ def arch_run(config: ArchRunConfig, say: Say) -> Outcome:
                 continue
             say(f"{name}, seed {seed}: the mask is switched, {adapt} steps more")
             cell = study.Cell.of(to)
-            target = "prefix" if cell.architecture == "prefix" else "causal"
-            model = study.switched(models[base], target)
+            mask = cell.architecture
+            assert mask != "encdec"  # no adaptation leads there
+            model = study.switched(models[base], mask)
             curve, done = study.train(model, text, cell.objective, scale, seed, adapt, config.lr)
             curves.setdefault(name, []).append(curve)
             facts[name] = {"parameters": study.parameters(model), "tokens": done.tokens}

@@ -174,7 +174,7 @@ def train_step(
         terms = config.objective(model, batch)
     loss = mean_loss(terms)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
     norm = clip_(
         [g for g in gradients if g is not None], torch.ones((), device=device), config.clip
