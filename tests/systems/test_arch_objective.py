@@ -192,7 +192,7 @@ def test_the_command_runs_on_ones_own_text(
         (tmp_path / "texts" / f"{number}.txt").write_text("\n".join(sentences(60, number)))
     code = main(
         ["run", "arch-objective", "--data", str(tmp_path / "texts"), "--out", str(tmp_path),
-         "--cells", "cd:flm nd:mlm ed:mlm", "--budget-tokens", "4096", "--dim", "16",
+         "--cells", "cd:flm nd:mlm ed:mlm", "--budget_tokens", "4096", "--dim", "16",
          "--layers", "1", "--heads", "2", "--vocab", "400", "--rows", "8", "--length", "32",
          "--json"]
     )  # fmt: skip
