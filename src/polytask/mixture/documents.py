@@ -164,7 +164,7 @@ class ChunkReader:
     @property
     def tails(self) -> Ints:
         """(denoisers,) tokens of each range that fill no chunk, per epoch."""
-        return self._ranges - self._chunks * np.array(self.sizes)
+        return np.asarray(self._ranges - self._chunks * np.array(self.sizes), np.int64)
 
     def take(self, denoiser: int, numbers: npt.ArrayLike) -> Ids:
         """(m, N): these chunks (m,) of a denoiser, counted on through the epochs."""

@@ -31,13 +31,14 @@ def words(seed: int, stream: str, rows: npt.ArrayLike, width: int) -> Words:
 
 def uniform(seed: int, stream: str, rows: npt.ArrayLike, width: int) -> Floats:
     """(n, width) float64 in [0, 1), 53 bits each."""
-    return (words(seed, stream, rows, width) >> _U11) * 2.0**-53
+    return np.asarray((words(seed, stream, rows, width) >> _U11) * 2.0**-53, np.float64)
 
 
 def below(seed: int, stream: str, rows: npt.ArrayLike, limit: npt.ArrayLike) -> Ints:
     """(n,) whole numbers, uniform over 0 .. limit - 1 (one limit, or one per row)."""
     u = uniform(seed, stream, rows, 1)[:, 0]
-    return np.minimum(np.floor(u * np.asarray(limit)), np.asarray(limit) - 1).astype(np.int64)
+    top = np.asarray(limit, np.int64)
+    return np.asarray(np.minimum(np.floor(u * top), top - 1), np.int64)
 
 
 def choose(seed: int, stream: str, rows: npt.ArrayLike, among: int, count: int) -> Ints:

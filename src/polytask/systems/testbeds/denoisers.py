@@ -199,12 +199,12 @@ def _binned(points: list[tuple[int, float]], bins: int = 24) -> list[tuple[int, 
 
 def test_length(bench: Bench, test: Test) -> int:
     """Tokens of a held-out chunk, such that its input fits."""
-    denoiser = {
+    kinds: Mapping[Test, Denoiser] = {
         "continuation": PrefixLM(0.25),
         "infill 15": SpanCorruption(3, 0.15),
         "infill 50": SpanCorruption(3, 0.5),
-    }[test]
-    return chunk_size_for(denoiser, bench.inputs, modes=True).length
+    }
+    return chunk_size_for(kinds[test], bench.inputs, modes=True).length
 
 
 def test_pairs(
