@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from polytask.infer.neuro.neuroformer import Neuroformer
 from polytask.study import Arm, Budget, Claim, Evidence, Executor, Result, Size, Tuning, tune
 from polytask.study.judge import judge_all
 from polytask.systems import card as card_of
@@ -103,7 +104,7 @@ class Trial:
             found |= scores.activity(neuro, plan, free=self.name == "neuroformer")
         return self._result(found, steps, labelled)
 
-    def _valid(self, neuro: bed.Neuroformer, losses: tuple[str, ...]) -> float:
+    def _valid(self, neuro: Neuroformer, losses: tuple[str, ...]) -> float:
         """r of speed where it is learned, else the likelihood of the next spike."""
         if "speed" in losses:
             return neuro.decode("speed", "val").r
@@ -161,11 +162,14 @@ class Trial:
         neuro = bed.fresh("spikes", self.plan, seed)
         rows = neuro.windows.subset(self.plan.fraction, seed)
         fit = {"alpha": self.alpha} if self.name == "ridge" else {"lr": self.lr}
-        few = partial(scores.decoder_score, neuro, self.name, plan=self.plan, **fit)
+
+        def reached(rows: Any, where: str) -> float:
+            return scores.decoder_score(neuro, self.name, rows, where, self.plan, **fit)
+
         found = {
-            "speed_r": few(rows, "test"),
-            "full speed_r": few(neuro.windows.train, "test"),
-            "valid_score": few(rows, "val"),
+            "speed_r": reached(rows, "test"),
+            "full speed_r": reached(neuro.windows.train, "test"),
+            "valid_score": reached(rows, "val"),
         }
         return self._result(found, 0, self.plan.finetune * min(64, len(rows)))
 

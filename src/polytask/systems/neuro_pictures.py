@@ -18,7 +18,7 @@ from polytask.report.neuro_page import NeuroRecord
 
 SECONDS = 10.0  # of the raster
 GROUP = 20  # windows a bin of the rates has
-NAMES = {"ahead": "one window ahead", "free": "running free"}
+NAMES = {"ahead": "ahead", "free": "free run"}
 READOUTS = {"mean": "attention", "rollout": "attention rollout", "ablation": "ablation"}
 Rates = tuple[NDArray[Any], Mapping[str, NDArray[Any]]]
 

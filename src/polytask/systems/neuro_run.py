@@ -110,9 +110,10 @@ def neuro_run(config: NeuroRunConfig, say: Say) -> Outcome:
         name, neuro, drawn, readouts, decoded, figures, lines, edges, folder / "run"
     )
     page = neuro_report(folder, record)
+    tables: dict[str, Any] = {f"{k}_mean": v.mean for k, v in readouts.items()}
+    tables |= {f"{k}_count": v.count for k, v in readouts.items()}
     with files.writing(folder / "connectivity.npz") as aside, aside.open("wb") as handle:
-        np.savez_compressed(handle, **{f"{k}_mean": v.mean for k, v in readouts.items()},
-                            **{f"{k}_count": v.count for k, v in readouts.items()})  # fmt: skip
+        np.savez_compressed(handle, **tables)
     with files.writing(folder / "generated.npz") as aside, aside.open("wb") as handle:
         free = drawn["free"]
         np.savez_compressed(handle, trial=free.trial, unit=free.unit, step=free.step)

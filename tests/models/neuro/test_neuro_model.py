@@ -230,8 +230,8 @@ def test_the_sinusoid_and_its_grids() -> None:
 
 def test_initial_values() -> None:
     model = NeuroformerModel(make.rich(dim=64))
-    assert float(model.table.weight.std()) == pytest.approx(0.02, rel=0.2)
-    assert float(model.encoder[0].up.weight.std()) == pytest.approx(0.02, rel=0.1)
+    assert model.table.weight.std().item() == pytest.approx(0.02, rel=0.2)
+    assert model.encoder[0].up.weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert (model.encoder[0].up.bias == 0).all() and (model.now.place == 0).all()
     again = NeuroformerModel(make.rich(dim=64))
     assert torch.equal(again.head_id.weight, model.head_id.weight)

@@ -285,13 +285,13 @@ class Neuroformer:
 
     def attribution(self, where: Where = "test") -> NDArray[np.float32]:
         """(T, H, W) mean share of pixels of the frames before a window in driving its spikes."""
-        total, count = 0.0, 0
+        parts, count = [], 0
         for batch in self._batches(self.indices(where), 64):
-            total = total + readouts.stimulus_attribution(self.model, batch).sum(0)
+            parts.append(readouts.stimulus_attribution(self.model, batch).sum(0))
             count += len(batch)
         if not count:
             raise DataError("attribution: there is no window")
-        found: NDArray[np.float32] = (total / count).cpu().numpy()  # type: ignore[attr-defined]
+        found: NDArray[np.float32] = (torch.stack(parts).sum(0) / count).cpu().numpy()
         return found
 
     def embed(self, where: Where = "test") -> dict[str, NDArray[np.float32]]:

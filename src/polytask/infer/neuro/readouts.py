@@ -153,8 +153,8 @@ def _ablated(model: NeuroformerModel, batch: NeuroBatch, _: Kind) -> tuple[Tenso
 
 def _log_p(model: NeuroformerModel, batch: NeuroBatch) -> Tensor:
     """(B, L) log probability of each next id."""
-    logits = model(batch).ids.float()
-    return logits.log_softmax(-1).gather(-1, batch.ids[:, 1:, None])[..., 0]
+    share: Tensor = model(batch).ids.float().log_softmax(-1)
+    return share.gather(-1, batch.ids[:, 1:, None])[..., 0]
 
 
 def stimulus_attribution(model: NeuroformerModel, batch: NeuroBatch) -> Tensor:
@@ -182,7 +182,7 @@ def stimulus_attribution(model: NeuroformerModel, batch: NeuroBatch) -> Tensor:
     for weights, gradient in zip(layers, gradients, strict=True):
         each = (weights.detach() * gradient).clamp(min=0).mean(1)  # (B, L, M)
         score += (each * real[..., None]).sum(1)
-    patches = score[:, 1:].unflatten(1, video.grid)[:, None]
+    patches = score[:, 1:].reshape(len(score), 1, *video.grid)
     return _spread(patches, video.kernel, video.stride or video.kernel, batch.frames.shape[1:])
 
 

@@ -82,7 +82,7 @@ class NeuroformerModel(nn.Module):
         self.project = nn.Linear(c.dim, c.dim, bias=False) if c.align else None
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                module.init_std = {"weight": 0.02}
+                module.init_std = {"weight": 0.02}  # type: ignore[assignment]
         initialise(self, seed)
 
     # Whole windows -------------------------------------------------------------------------------

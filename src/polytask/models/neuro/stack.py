@@ -51,7 +51,8 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        rows, length, width = x.shape
+        return x.view(rows, length, self.heads, width // self.heads).transpose(1, 2)
 
     def keys_values(self, memory_BME: Tensor) -> tuple[Tensor, Tensor]:
         """Each (B, H, M, W)."""
