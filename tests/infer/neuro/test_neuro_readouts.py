@@ -88,7 +88,7 @@ def test_the_published_codes_rollout() -> None:
 
 @pytest.mark.slow
 def test_a_planted_connection_is_found_in_its_direction_by_every_readout() -> None:
-    neuro = rec.neuro().pretrain(steps=120, lr=1e-2, batch_size=32, validate=False)
+    neuro = rec.neuro().pretrain(steps=170, lr=1e-2, batch_size=32, validate=False)
     score = neuro.score("test")
     assert score["id"] < neuro.score("test", shuffled=True)["id"] - 0.05
     for kind in ("mean", "rollout", "ablation"):
