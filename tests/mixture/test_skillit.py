@@ -199,6 +199,8 @@ def test_mistakes_in_settings_are_told() -> None:
         SkillIt(GRAPH, prior={"a": -1.0})
     with pytest.raises(ConfigError, match="neither a row nor a column for 'd'"):
         SkillIt(GRAPH, names=(*NAMES, "d"))
+    with pytest.raises(ConfigError, match="neither a row nor a column for 'd'"):
+        SkillIt(GRAPH, targets=("a",), names=(*NAMES, "d"))
     with pytest.raises(ConfigError, match="names 'c', which is no task"):
         SkillIt(GRAPH, names=("a", "b"))
     with pytest.raises(ConfigError, match="no evaluation skill 'd'"):

@@ -65,24 +65,22 @@ class SkillIt:
     adaptive: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
-        graph = self.graph
-        if self.targets:
-            graph = graph.only(eval_names=self.targets)
+        whole = self.graph
+        graph = whole.only(eval_names=self.targets) if self.targets else whole
         names = self.names or tuple(dict.fromkeys((*graph.train_names, *graph.eval_names)))
         object.__setattr__(self, "graph", graph)
         object.__setattr__(self, "names", names)
         _check_settings(self)
-        self._check_names()
+        self._check_names({*whole.train_names, *whole.eval_names})
 
-    def _check_names(self) -> None:
+    def _check_names(self, known: set[str]) -> None:
         for side in (self.graph.train_names, self.graph.eval_names):
             for name in side:
                 if name not in self.names:
                     hint = suggestion(name, self.names)
                     raise ConfigError(f"the skill graph names '{name}', which is no task.{hint}")
-        known = {*self.graph.train_names, *self.graph.eval_names}
         for name in self.names:
-            if name not in known and not self.targets:
+            if name not in known:
                 raise ConfigError(
                     f"the skill graph has neither a row nor a column for '{name}': every task "
                     "needs a row (it is trained on) or a column (it is judged)"
