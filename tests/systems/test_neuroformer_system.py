@@ -176,5 +176,10 @@ def test_the_command_on_a_recording(tmp_path: Path, capsys: pytest.CaptureFixtur
         "decoder-speed/model.safetensors",
     ):
         assert (folder / name).is_file(), name  # fmt: skip
-    assert main([*given[:6], "--target", "sped"]) == 2
-    assert "Did you mean 'speed'" in capsys.readouterr().err
+    for wrong, hint in (
+        (["--target", "sped"], "Did you mean 'speed'"),
+        (["--read", "{frame: 1}"], "Did you mean 'frames'"),
+        (["--stepps", "3"], "Did you mean 'steps'"),
+    ):
+        assert main([*given[:6], *wrong]) == 2
+        assert hint in capsys.readouterr().err

@@ -6,6 +6,7 @@ neurons is simulated, whose wiring is known, so that the readout can be judged.
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from pydantic import Field, PositiveInt, field_validator
 from polytask import files
 from polytask.configs import load_yaml, parse
 from polytask.data.spikes import Recording
-from polytask.errors import ConfigError
+from polytask.errors import ConfigError, suggestion
 from polytask.infer.neuro.settings import Kind, NeuroSettings
 from polytask.systems.base import Outcome, Say, SystemConfig
 
@@ -28,6 +29,7 @@ class NeuroRunConfig(SystemConfig):
 
     config: Path | None = None
     dt: float | None = Field(None, gt=0)  # bin, seconds; None: as the file says, else 0.01
+    read: dict[str, Any] = Field(default_factory=dict)  # options of Recording.from_nwb or from_npz
     target: tuple[str, ...] = ()  # behaviour to decode
     stimulus: bool = True  # look at the frames, where there are any
     model: NeuroSettings = NeuroSettings(block=100, prev_block=100, prev_window=0.1, dropout=0.0)
@@ -139,13 +141,27 @@ def _with_file(config: NeuroRunConfig) -> NeuroRunConfig:
 def _recording(config: NeuroRunConfig, say: Say) -> tuple[Recording, Any, str]:
     """The user's recording, or a simulated circuit with its wiring."""
     if config.data is not None:
-        options = {} if config.dt is None else {"dt": config.dt}
+        options = config.read if config.dt is None else {**config.read, "dt": config.dt}
+        _check_options(config.data, options)
         return Recording.from_file(config.data, **options), None, config.data.stem
     from polytask.systems.testbeds.circuits import speed_population
 
     say(f"no --data given: simulating {config.seconds:.0f} s of a circuit of 30 neurons")
     circuit = speed_population(config.seed, config.seconds)
     return circuit.recording, circuit, "circuit"
+
+
+def _check_options(path: Path, options: dict[str, Any]) -> None:
+    """`ConfigError` for an option that the file's reader does not have."""
+    from polytask.data.spikes_nwb import read_nwb
+
+    reader: Any = read_nwb if path.suffix == ".nwb" else Recording.from_arrays
+    known = [name for name in inspect.signature(reader).parameters if name != "path"]
+    for name in options:
+        if name not in known:
+            raise ConfigError(
+                f"read: '{name}' is no option for {path.name}.{suggestion(name, known)}"
+            )
 
 
 def _targets(config: NeuroRunConfig, recording: Recording) -> dict[str, Kind]:
