@@ -209,13 +209,16 @@ class SpikeWindows:
 
         What decoders without tokens read. Windows before the recording's start count nothing.
         """
-        tok, recording = self.tokenizer, self.recording
-        width = tok.window_bins
-        first = self.starts[np.atleast_1d(np.asarray(indices, np.int64))]
-        total = np.zeros((recording.n_units, recording.n_steps + 1), np.float32)
-        np.cumsum(recording.raster(), axis=1, out=total[:, 1:])
-        edges = np.clip(first[:, None] + width * np.arange(1 - lags, 2), 0, recording.n_steps)
-        return np.ascontiguousarray(np.diff(total[:, edges], axis=2).transpose(1, 2, 0))
+        recording, width = self.recording, self.tokenizer.window_bins
+        start = self.starts[np.atleast_1d(np.asarray(indices, np.int64))]
+        first = (start[:, None] + width * np.arange(1 - lags, 1)).ravel()
+        low, high = (np.searchsorted(recording.step, edge) for edge in (first, first + width))
+        held = high - low
+        row = np.repeat(np.arange(len(first)), held)
+        at = np.arange(len(row)) + np.repeat(low - (np.cumsum(held) - held), held)
+        flat = row * recording.n_units + recording.unit[at]
+        counts = np.bincount(flat, minlength=len(first) * recording.n_units)
+        return counts.reshape(len(start), lags, recording.n_units).astype(np.float32)
 
     def scale(self, name: str) -> tuple[float, float]:
         """Mean and standard deviation of a behaviour variable over the train windows."""
