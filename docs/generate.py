@@ -24,7 +24,9 @@ PARTS = {
     "polytask.models": "Stems, trunk, heads, hub models",
     "polytask.objectives": "Losses",
     "polytask.train": "Trainer, stages, aggregation, checkpoints",
-    "polytask.infer": "Predictions, logit fusion",
+    "polytask.adapt": "Adapters, routed and scaled",
+    "polytask.merge": "Models trained apart, joined",
+    "polytask.infer": "Predictions, fusion, generation, spiking populations",
     "polytask.evaluate": "Metrics, comparisons, transfer, forgetting",
     "polytask.study": "Arms, claims, evidence",
     "polytask.report": "Pictures and pages",
@@ -34,7 +36,19 @@ PARTS = {
 
 # Packages whose names are best read module by module.
 MODULES = {
-    "polytask.data": ["spec", "open", "rows", "problems", "proposing", "images", "embedded"],
+    "polytask.data": [
+        "spec",
+        "open",
+        "rows",
+        "problems",
+        "proposing",
+        "images",
+        "embedded",
+        "spikes",
+        "spike_tokens",
+        "spike_windows",
+        "circuits",
+    ],
     "polytask.mixture": [
         "policies",
         "sampler",
@@ -65,6 +79,22 @@ MODULES = {
         "fusion_generate",
         "fusion_score",
         "logit_sources",
+        "neuro",
+    ],
+    "polytask.evaluate": ["", "spikes"],
+    "polytask.merge": [
+        "config",
+        "plan",
+        "output",
+        "method",
+        "methods",
+        "vectors",
+        "adamerging",
+        "search",
+        "graft",
+        "graft_fit",
+        "graft_map",
+        "graft_delta",
     ],
 }
 
@@ -157,7 +187,7 @@ def texts() -> dict[Path, str]:
     made[docs / "reference" / "index.md"] = f"# Reference\n\n{rows}\n"
     for module, what in PARTS.items():
         name = module.split(".")[1]
-        inside = [f"{module}.{part}" for part in MODULES.get(module, [])] or [module]
+        inside = [f"{module}.{part}".rstrip(".") for part in MODULES.get(module, [""])]
         listed = "\n".join(f"::: {one}\n" for one in inside)
         made[docs / "reference" / f"{name}.md"] = f"# {what}\n\n{listed}"
     readme = ROOT / "README.md"
