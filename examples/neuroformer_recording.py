@@ -54,7 +54,8 @@ if circuit is not None:
     for name, found in (("attention", attention), ("ablation", np.abs(ablation))):
         score = edge_scores(found, circuit.edges)
         judged[name] = (score.forward, score.transposed)
-        print(f"{name}: AUROC {score.forward:.2f}, against reversed arrows {score.transposed:.2f}")
+        said = f"{score.forward:.2f}, against reversed arrows {score.transposed:.2f}"
+        print(f"{name}: AUROC {said}, among each hub's targets {score.within:.2f}")
 
 # %% Generate the held-out part, window by window after its recorded past, and running free
 ahead = neuro.generate("test", trials=4, true_past=True)

@@ -151,6 +151,18 @@ def test_edges_are_judged_forward_and_against_the_arrows() -> None:
     )
 
 
+def test_knowing_the_hubs_is_not_knowing_the_edges() -> None:
+    edges = np.zeros((8, 8), bool)
+    edges[3:6, 0] = edges[5:8, 1] = True
+    hubs = edges.sum(axis=0) * np.ones((8, 1))  # every target of a hub alike
+    found = spikes.edge_scores(hubs, edges)
+    assert found.forward > 0.8 and found.within == pytest.approx(0.5)
+    score = np.random.default_rng(6).random((8, 8))
+    rows = [np.delete(np.arange(8), p) for p in (0, 1)]
+    want = [roc_auc_score(edges[r, p], score[r, p]) for p, r in enumerate(rows)]
+    assert spikes.edge_scores(score, edges).within == pytest.approx(np.mean(want))
+
+
 def test_mistakes_are_named() -> None:
     with pytest.raises(DataError, match="needs pairs that are connected"):
         spikes.edge_scores(np.ones((3, 3)), np.eye(3))

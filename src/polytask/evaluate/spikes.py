@@ -214,11 +214,14 @@ class EdgeScores:
     """AUROC for telling connected pairs from others, off the diagonal.
 
     `forward` judges the matrix as it is; `transposed` judges it against the reversed arrows. A
-    symmetric score cannot tell the direction: its two numbers are equal.
+    symmetric score cannot tell the direction: its two numbers are equal. `within` is the mean over
+    sources of the AUROC among that source's targets: a score that only knows who the hubs are, and
+    gives all of a hub's targets the same, has a high `forward` and 0.5 here.
     """
 
     forward: float
     transposed: float
+    within: float
 
     @property
     def direction(self) -> float:
@@ -241,7 +244,16 @@ def edge_scores(score: ArrayLike, edges: ArrayLike) -> EdgeScores:
         )
     off = ~np.eye(len(values), dtype=bool)
     values = np.where(np.isnan(values), -np.inf, values)
-    return EdgeScores(auroc(values[off], truth[off]), auroc(values[off], truth.T[off]))
+    within = [
+        auroc(values[off[:, p], p], truth[off[:, p], p])
+        for p in range(len(values))
+        if 0 < truth[off[:, p], p].sum() < len(values) - 1
+    ]
+    return EdgeScores(
+        auroc(values[off], truth[off]),
+        auroc(values[off], truth.T[off]),
+        float(np.mean(within)) if within else float("nan"),
+    )
 
 
 def auroc(score: Floats, positive: NDArray[np.bool_]) -> float:

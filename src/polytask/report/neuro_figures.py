@@ -157,12 +157,13 @@ def trace_picture(folder: Path, found: Trace, most: int = 1200) -> Picture:
         if len(time) > 2:
             gaps = np.flatnonzero(np.diff(time) > 3 * np.median(np.diff(time))) + 1
         for name, values, colour in (
-            ("recorded", found.truth, INK),
             ("decoded", found.value, look.colour),
+            ("recorded", found.truth, INK),
         ):
             line = np.insert(np.asarray(values, float)[part], gaps, np.nan)
             when = np.insert(time, gaps, np.nan)
-            ax.plot(when, line, color=colour, lw=1.1, label=name)
+            width = 0.8 if name == "decoded" else 1.4
+            ax.plot(when, line, color=colour, lw=width, label=name)
         ax.set_xlabel("seconds")
         ax.set_ylabel(short(found.name, 24))
         ax.legend(loc="upper right", ncols=2)
