@@ -151,10 +151,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def aims(figures: dict[str, Any]) -> list[Aim]:
-    """Transforms are not the bottleneck: five times a plain loop, and packed rows nearly full."""
+    """Transforms are not the bottleneck: five times a plain loop. Packed rows of a decoder are
+    nearly full; an encoder-decoder's have two limits, and inputs run out before targets do."""
     slowest = min(row["ratio"] for row in figures["throughput"] if row["ratio"])
-    least = min(row["packed"] for row in figures["packing"])
+    decoder, both = (row["packed"] for row in figures["packing"])
     return [
         Aim("span corruption beside one at a time", slowest, at_least=5),
-        Aim("share of places in use, packed", least, at_least=0.9),
+        Aim("share of places in use, packed decoder", decoder, at_least=0.9),
+        Aim("share of places in use, packed encoder-decoder", both, at_least=0.7),
     ]
