@@ -14,6 +14,7 @@ from polytask.objectives.pairs import Pairs
 from polytask.objectives.tokens import token_cross_entropy
 from polytask.rng import generator
 from polytask.train import FunctionLoader, TrainConfig, Trainer
+from polytask.train.batches import StepBatches
 from polytask.train.language import LanguageObjective, PretrainConfig, mean_loss, pretrain
 
 V = 11
@@ -124,3 +125,12 @@ def test_the_trainer_takes_the_same_objective_and_takes_the_same_steps(tmp_path:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=name)
     lines = (tmp_path / "metrics.jsonl").read_text()
     assert '"tokens_per_s"' in lines and '"nll"' in lines
+
+
+def test_steps_book_pairs_and_tokens_by_source() -> None:
+    model = model_of("encdec")
+    parts = StepBatches([model.feed(counting(0)), model.feed(counting(1))], torch.device("cpu"))
+    assert (parts.rows, parts.tokens) == (8, 48)
+    pairs, (source, tokens) = parts.seen()
+    assert pairs.tolist() == source.tolist() == [0, 1, 2, 3] * 2
+    assert tokens.tolist() == [6] * 8
