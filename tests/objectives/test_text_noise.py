@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from polytask.errors import ConfigError
 from polytask.objectives.denoising import Specials
-from polytask.objectives.noise import BartNoise, bart_noise, infill, masked_lm, permute_sentences
+from polytask.objectives.noise import (
+    Bart,
+    BartNoise,
+    MaskedLM,
+    bart_noise,
+    infill,
+    masked_lm,
+    permute_sentences,
+)
+from polytask.objectives.ul2 import MixtureOfDenoisers, chunk_size_for
 
 MASK, END = 900, 901
 SPECIALS = Specials(end=END, mask=MASK)
@@ -136,3 +145,37 @@ def test_rotation_begins_anywhere() -> None:
 def test_mistakes_are_named(call: object, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         call()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("length", [2, 3, 4, 7, 31, 200])
+def test_the_noises_as_denoisers_keep_within_the_lengths_they_announce(length: int) -> None:
+    chunks, rows = distinct(500, length), np.arange(500)
+    specials = Specials(end=END, mask=MASK, words=(0, 50))
+    for denoiser in (
+        MaskedLM(),
+        Bart(),
+        Bart(BartNoise(0.5, 1.0, False, (), 0.2, 0.5), input_end=False),
+    ):
+        made = denoiser(chunks, specials, 0, rows)
+        longest, target = denoiser.lengths(length)
+        ends = int(getattr(denoiser, "input_end", False))
+        assert made.input_lengths.max() <= longest + ends
+        assert made.target_lengths.max() <= target + 1
+        size = chunk_size_for(denoiser, 128)
+        assert size.inputs == denoiser.lengths(size.length)[0] + ends <= 128
+
+
+def test_noises_mix_with_other_denoisers_and_draw_words_alone() -> None:
+    mixture = MixtureOfDenoisers((MaskedLM(random=0.2), Bart()), (1, 1))
+    specials = Specials(end=END, mask=MASK, words=(3, 9))
+    rows = np.arange(40)
+    made = mixture.make(lambda at, numbers: distinct(len(numbers), 20), specials, 0, rows)
+    assert made.source is not None
+    assert set(made.source.tolist()) == {0, 1}
+    masked = made.take(np.flatnonzero(made.source == 0))
+    changed = masked.input_ids != masked.target_ids
+    fresh = masked.input_ids[changed & (masked.input_ids != MASK)]
+    assert len(fresh)
+    assert ((fresh >= 3) & (fresh < 9)).all()
+    with pytest.raises(ConfigError, match="which ids are words"):
+        MaskedLM()(distinct(1, 5), Specials(mask=MASK), 0, [0])

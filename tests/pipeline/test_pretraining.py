@@ -140,6 +140,8 @@ def test_a_fresh_model_is_trained_saved_and_described(place: Path, tmp_path: Pat
     [
         ("decoder", "prefix", "ul2r"),
         ("decoder", None, "full_lm"),
+        ("decoder", "prefix", "masked_lm"),
+        ("t5", None, {"denoisers": [{"kind": "bart", "rate": 0.3, "delete": 0.1, "rotate": 0.5}]}),
         ("t5", None, {"preset": "ul2-20b", "spans": [3, 5, 16]}),
     ],
 )
@@ -159,7 +161,7 @@ def test_transformers_loads_what_comes_out(
         and not torch.equal(value, old.state_dict()[name])
     ]
     assert len(changed) > 3
-    if objective != "full_lm":
+    if objective == "ul2r" or "preset" in objective:
         assert len(tokenizer("[S]the sun", add_special_tokens=False)["input_ids"]) == 8
     prompt = tokenizer("the sun walks", return_tensors="pt", add_special_tokens=False)
     written = model.generate(**prompt, max_new_tokens=4, do_sample=False)

@@ -59,7 +59,8 @@ def write(
     """Merge into the folder `out`, which appears only when it is complete. See `engine.execute`.
 
     First every method, as configured for some tensor, is asked for what no merge may fail at
-    (`check_identity`), and names of one tensor are looked at for differences (`check_tied`). A folder that holds this very merge already is left as it is.
+    (`check_identity`), and names of one tensor are looked at for differences (`check_tied`). A
+    folder that holds this very merge already is left as it is.
     """
     if not overwrite and is_there(plan, out):
         return out

@@ -20,6 +20,7 @@ from polytask.objectives.denoising import Specials
 from polytask.objectives.ul2 import MODE_TOKENS
 
 SENTINEL = "<extra_id_{}>"  # T5's names, which other tokenizers get as well
+MASK = "<mask>"
 
 
 def extend_vocabulary(
@@ -67,14 +68,19 @@ def specials_of(
     sentinels: int = 100,
     modes: Mapping[str, str] = MODE_TOKENS,
     spread: float = 0.0,
+    mask: bool = False,
 ) -> Specials:
-    """Sentinels, mode tokens, end and mask of a model, added where they are missing.
+    """Sentinels, mode tokens and (with `mask`) a mask, added where they are missing, and the end.
 
     T5's '<extra_id_0>', '<extra_id_1>', ... are the sentinels; `modes` maps a mode to its token's
     name ({} for none). `ConfigError` if the tokenizer has no end of text.
     """
     names = [SENTINEL.format(i) for i in range(sentinels)]
-    found = extend_vocabulary(model, tokenizer, [*names, *modes.values()], spread)
+    words = len(tokenizer)
+    masks = [tokenizer.mask_token or MASK] if mask else []
+    found = extend_vocabulary(model, tokenizer, [*names, *modes.values(), *masks], spread)
+    if mask:
+        tokenizer.mask_token = masks[0]
     end = tokenizer.eos_token_id
     if end is None:
         raise ConfigError("the tokenizer has no token that ends a text: set its eos_token")
@@ -83,6 +89,7 @@ def specials_of(
         int(end),
         {mode: found[token] for mode, token in modes.items()},
         tokenizer.mask_token_id,
+        (0, words),
     )
 
 

@@ -31,6 +31,7 @@ Split = float | Literal["uniform"]
 @dataclass(frozen=True)
 class Specials:
     """Ids that objectives write: sentinels by number, the end of a text, modes by name, the mask.
+    `words` are the ids [first, last) that a random token is drawn from.
 
     `end` None writes no end. `modes` maps a denoiser's mode ('R', 'S', 'X') to its token; a mode
     that is not in it is an error, an empty mapping writes no mode tokens at all (an ablation).
@@ -40,6 +41,7 @@ class Specials:
     end: int | None = None
     modes: Mapping[str, int] = field(default_factory=dict)
     mask: int | None = None
+    words: tuple[int, int] | None = None
 
     def mode(self, name: str | None) -> tuple[int, ...]:
         """The tokens that announce a mode: one or none."""

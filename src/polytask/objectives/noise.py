@@ -9,7 +9,7 @@ inserts a mask), tokens are deleted, the text is rotated; the target is the text
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import exp
 
 import numpy as np
@@ -19,6 +19,8 @@ from polytask.errors import ConfigError
 from polytask.objectives import draws
 from polytask.objectives.denoising import Chunks, Specials, checked, framed, numbered
 from polytask.objectives.pairs import Bools, Ids, Ints, Pairs, offsets_of
+
+_MORE = 8  # spans of length 0 that a row may have beside one span a token
 
 
 def masked_lm(
@@ -101,9 +103,15 @@ class BartNoise:
 
 
 def bart_noise(
-    chunks: Chunks, specials: Specials, seed: int, rows: npt.ArrayLike, noise: BartNoise
+    chunks: Chunks,
+    specials: Specials,
+    seed: int,
+    rows: npt.ArrayLike,
+    noise: BartNoise,
+    input_end: bool = True,
 ) -> Pairs:
-    """Input: the chunk under `noise`; target: the chunk; ends after both. Chunks (n, N >= 2)."""
+    """Input: the chunk under `noise`; target: the chunk; ends after both (after the input with
+    `input_end` alone). Chunks (n, N >= 2)."""
     body = checked(chunks, 2)
     n, length = body.shape
     numbers = numbered(rows, n)
@@ -119,7 +127,7 @@ def bart_noise(
     if noise.rotate:
         flat = _rotate(flat, lengths, noise.rotate, seed, numbers)
     tail = () if specials.end is None else (specials.end,)
-    inputs, input_offsets = framed(flat, lengths, (), tail)
+    inputs, input_offsets = framed(flat, lengths, (), tail if input_end else ())
     targets, target_offsets = framed(body.reshape(-1), np.full(n, length), (), tail)
     marks: Bools = np.ones(n * length, np.bool_)
     original, _ = framed(marks, np.full(n, length), (), (False,) * len(tail))
@@ -144,15 +152,17 @@ def infill(
     """Spans of Poisson lengths replaced by one mask each: flat ids and (n,) lengths.
 
     k = round(rate N) tokens go. Lengths are drawn until they reach k, the last is cut. Spans and
-    kept tokens then stand in an order drawn uniformly, so two spans may be neighbours.
+    kept tokens then stand in an order drawn uniformly, so two spans may be neighbours. There are at
+    most k + 8 spans, so a row grows by 8 at most; drawn lengths of 0 and 1 would have to exceed
+    this about once in 10,000 rows at a mean of 1, and far more rarely at 3.
     """
     n, length = body.shape
     k = min(int(np.round(rate * length)), length)
     kept = length - k
     if k == 0 or n == 0:
         return body.reshape(-1), np.full(n, length)
-    lengths = _poisson(span, draws.uniform(seed, "spans", rows, k + 64))
-    lengths[:, -1] = k  # were 64 + k draws of a mean of 1 or more not to reach k, the last does
+    lengths = _poisson(span, draws.uniform(seed, "spans", rows, k + _MORE))
+    lengths[:, -1] = k  # should the draws not reach k, the last one does
     total = np.cumsum(lengths, axis=1)
     used = np.argmax(total >= k, axis=1) + 1  # (n,) spans
     lengths = np.diff(np.minimum(total, k), axis=1, prepend=0)
@@ -200,3 +210,47 @@ def _rotate(flat: Ids, lengths: Ints, chance: float, seed: int, rows: Ints) -> I
     owner = np.repeat(np.arange(len(lengths)), lengths)
     inside = np.arange(len(flat)) - offsets[:-1][owner]
     return flat[offsets[:-1][owner] + (inside + first[owner]) % lengths[owner]]
+
+
+@dataclass(frozen=True)
+class MaskedLM:
+    """`masked_lm` as a denoiser of a mixture. Random tokens are drawn from `Specials.words`."""
+
+    rate: float = 0.15
+    mask: float = 0.8
+    random: float = 0.1
+    mode: str = field(default="", init=False)
+
+    @property
+    def name(self) -> str:
+        return f"masked ({self.rate:g})"
+
+    def __call__(self, chunks: Chunks, specials: Specials, seed: int, rows: npt.ArrayLike) -> Pairs:
+        if specials.words is None:
+            raise ConfigError("masked tokens need to know which ids are words (Specials.words)")
+        first, last = specials.words
+        return masked_lm(
+            chunks, specials, seed, rows, last, self.rate, self.mask, self.random, first
+        )
+
+    def lengths(self, length: int) -> tuple[int, int]:
+        return length, length
+
+
+@dataclass(frozen=True)
+class Bart:
+    """`bart_noise` as a denoiser of a mixture; `input_end` as there."""
+
+    noise: BartNoise = BartNoise(permute=False)
+    input_end: bool = True
+    mode: str = field(default="", init=False)
+
+    @property
+    def name(self) -> str:
+        return f"BART ({self.noise.infill:g})"
+
+    def __call__(self, chunks: Chunks, specials: Specials, seed: int, rows: npt.ArrayLike) -> Pairs:
+        return bart_noise(chunks, specials, seed, rows, self.noise, self.input_end)
+
+    def lengths(self, length: int) -> tuple[int, int]:
+        return length + (_MORE if self.noise.infill else 0), length

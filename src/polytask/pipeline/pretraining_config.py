@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 from polytask.configs import Config, load_yaml, parse
 from polytask.data.corpus import CorpusSpec
 from polytask.models.feed import Architecture
+from polytask.objectives.noise import Bart, BartNoise, MaskedLM
 from polytask.objectives.ul2 import (
     MODE_TOKENS,
     RELEASED_TOKENS,
@@ -26,7 +27,15 @@ from polytask.train.config import TrainConfig
 from polytask.train.language import LanguageObjective
 
 Preset = Literal["ul2-20b", "ul2r", "decoder"]
-Kind = Literal["full_lm", "prefix_lm", "span_corruption"]
+Kind = Literal["full_lm", "prefix_lm", "span_corruption", "masked_lm", "bart"]
+RATES: dict[str, float | Literal["uniform"]] = {
+    "full_lm": 0.15,
+    "prefix_lm": "uniform",
+    "span_corruption": 0.15,
+    "masked_lm": 0.15,
+    "bart": 0.3,
+}
+"""What a kind takes when an objective is its name alone."""
 
 
 class DenoiserConfig(Config):
@@ -34,12 +43,17 @@ class DenoiserConfig(Config):
 
     kind: Kind
     rate: float | Literal["uniform"] = 0.15
-    """Share of a chunk that is the target; for prefix LM 'uniform' draws the split anywhere."""
+    """Share of a chunk that is the target, or that is masked; for prefix LM 'uniform' draws the
+    split anywhere."""
     mean_span: float = Field(default=3.0, ge=1)
     mode: str = ""
     """Name of the mode that announces it: R, S, X; '' for none."""
     share: float = Field(default=1.0, gt=0)
     """How often it is drawn, beside the others' shares."""
+    delete: float = Field(default=0.0, ge=0, lt=1)
+    """BART: share of the tokens that vanish without a mark."""
+    rotate: float = Field(default=0.0, ge=0, le=1)
+    """BART: how often a chunk begins at a random token of its own."""
 
     def build(self, input_end: bool) -> Denoiser:
         """As `polytask.objectives` has it."""
@@ -48,12 +62,21 @@ class DenoiserConfig(Config):
         if self.kind == "prefix_lm":
             return PrefixLM(self.rate, mode=self.mode, input_end=input_end)
         assert not isinstance(self.rate, str)
+        if self.kind == "masked_lm":
+            return MaskedLM(self.rate)
+        if self.kind == "bart":
+            noise = BartNoise(self.rate, self.mean_span, False, (), self.delete, self.rotate)
+            return Bart(noise, input_end)
         return SpanCorruption(self.mean_span, self.rate, mode=self.mode, input_end=input_end)
 
     @model_validator(mode="after")
     def _a_number(self) -> DenoiserConfig:
-        if self.kind == "span_corruption" and self.rate == "uniform":
-            raise ValueError("'uniform' splits are for prefix_lm; give span_corruption a rate")
+        if self.kind != "prefix_lm" and self.rate == "uniform":
+            raise ValueError(f"'uniform' splits are for prefix_lm; give {self.kind} a rate")
+        if self.kind in ("masked_lm", "bart") and self.mode:
+            raise ValueError(f"{self.kind} has no mode token; leave 'mode' out")
+        if self.kind != "bart" and (self.delete or self.rotate):
+            raise ValueError("'delete' and 'rotate' are for kind: bart")
         return self
 
 
@@ -89,6 +112,11 @@ class ObjectiveSection(Config):
             return ul2_mixture(self.preset, self.s_rate, self.spans, self.shares)
         built = tuple(d.build(encoder) for d in self.denoisers)
         return MixtureOfDenoisers(built, tuple(d.share for d in self.denoisers))
+
+    @property
+    def masks(self) -> bool:
+        """Whether some denoiser writes a mask token."""
+        return any(d.kind in ("masked_lm", "bart") for d in self.denoisers)
 
     def tokens(self, known: Mapping[str, int]) -> dict[str, str]:
         """Mode -> token, for a tokenizer with these tokens."""
@@ -159,9 +187,8 @@ class PretrainRunConfig(Config):
         denoiser of that kind."""
         if not isinstance(value, str):
             return value
-        if value in ("full_lm", "prefix_lm", "span_corruption"):
-            rate = "uniform" if value == "prefix_lm" else 0.15
-            return {"denoisers": [{"kind": value, "rate": rate}]}
+        if value in RATES:
+            return {"denoisers": [{"kind": value, "rate": RATES[value]}]}
         return {"preset": value}
 
     @model_validator(mode="after")

@@ -90,7 +90,11 @@ def _hub(config: PretrainRunConfig, source: str, base: Path, say: Callable[[str]
         raise ConfigError(f"objective.mode_tokens names no token for {', '.join(sorted(missing))}")
     before = len(tokenizer)
     specials = specials_of(
-        model, tokenizer, config.sentinels, {mode: tokens[mode] for mode in mixture.modes}
+        model,
+        tokenizer,
+        config.sentinels,
+        {mode: tokens[mode] for mode in mixture.modes},
+        mask=config.objective.masks,
     )
     wrapped = HubLanguageModel(model, config.model.architecture)
 
@@ -140,7 +144,8 @@ def _fresh(
         config.seed,
     )
     modes = dict(zip(mixture.modes, codec.modes))
-    specials = Specials(codec.sentinels, codec.end, modes, codec.mask)
+    first = max((codec.pad, codec.end, codec.mask, *codec.sentinels, *codec.modes)) + 1
+    specials = Specials(codec.sentinels, codec.end, modes, codec.mask, (first, codec.size))
 
     def save(folder: Path) -> None:
         with files.building(folder) as aside:
