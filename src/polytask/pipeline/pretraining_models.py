@@ -144,7 +144,8 @@ def _fresh(
         config.seed,
     )
     modes = dict(zip(mixture.modes, codec.modes))
-    first = max((codec.pad, codec.end, codec.mask, *codec.sentinels, *codec.modes)) + 1
+    masks = () if codec.mask is None else (codec.mask,)
+    first = max((codec.pad, codec.end, *masks, *codec.sentinels, *codec.modes)) + 1
     specials = Specials(codec.sentinels, codec.end, modes, codec.mask, (first, codec.size))
 
     def save(folder: Path) -> None:
