@@ -28,6 +28,34 @@ its own: run it on yours. `python -m benchmarks mixture` runs one of them. This 
 """
 
 TOLD = {
+    "bench_adapters": (
+        "Adapters",
+        "A batch whose rows belong to different tasks through one LoRA adapter a task: beside one "
+        "adapter for all rows, and beside `peft`, switching adapters or mixing them in one batch "
+        "(which `peft` does not train). Outputs are compared first. Then training steps.",
+    ),
+    "bench_experts": (
+        "Experts",
+        "One image through a vision transformer with sparse experts, for one task: beside a dense "
+        "one of as many operations, and beside all experts computed. Operations are counted, so "
+        "the ratio says what sparsity costs.",
+    ),
+    "bench_fusion": (
+        "Logit fusion",
+        "Tokens per second of dynamic fusion with caches and all strengths searched in one pass, "
+        "beside the loop that runs every model again for every token, and one strength at a time.",
+    ),
+    "bench_language": (
+        "Language pretraining",
+        "Thousand tokens per second, padding left out, of a small causal decoder in float32, "
+        "beside a loop by hand and `transformers.Trainer`, on chunks of one length and documents "
+        "of unequal length. Then 48 tokens written after 8 prompts, with a cache and without.",
+    ),
+    "bench_objectives": (
+        "Text objectives",
+        "Million tokens per second that become inputs and targets, beside a loop over examples in "
+        "NumPy; share of the places of packed rows that hold a token.",
+    ),
     "bench_aggregation": (
         "Gradient aggregation",
         "A trunk 784-512-512, a linear head per task, 128 rows that every task labels: gradients "

@@ -144,7 +144,10 @@ def pretrain(
     started = time.perf_counter()
     model.train()
     device = next(model.parameters()).device
-    while (pairs := _fitting(draw(done.steps), config.tokens - done.tokens)) is not None:
+    while (left := config.tokens - done.tokens) > 0:
+        pairs = _fitting(draw(done.steps), left)
+        if pairs is None:
+            break
         torch.manual_seed(rng.derive(config.seed, "step", done.steps))  # dropout
         set_scale(optimizer, scale_at(_PARTS * done.tokens // config.tokens, leg, options))
         terms, batch = train_step(model, pairs, config, optimizer, device, done.steps)
