@@ -181,10 +181,10 @@ def _stepper(model: Any, forward: Callable[[], Tensor]) -> Callable[[], None]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = options_of(__doc__, argv)
-    show_versions(("torch", "transformers", "peft"))
+    used = show_versions(("torch", "transformers", "peft"))
     warnings.filterwarnings("ignore")
     rows = [row for n in COUNTS for row in mixed(n, options.repeats, options.clock)]
-    found = {"mixed": rows, "training": training(options.repeats, options.clock)}
+    found = {"versions": used, "mixed": rows, "training": training(options.repeats, options.clock)}
     show(found, options)
     return found
 

@@ -32,7 +32,7 @@ def build(dim: int, depth: int, experts: ExpertsConfig | None) -> MoEViT:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = options_of(__doc__, argv, dim=384, depth=12, count=16, k=4, batch=1)
-    show_versions(["torch"])
+    used = show_versions(["torch"])
     # Gates of width 1/sqrt(D): tokens of random images spread over the experts.
     experts = ExpertsConfig(count=options.count, k=options.k, mult=4 / options.k, start="width")
     sparse = build(options.dim, options.depth, experts)
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         }
         for name, seconds in taken.medians.items()
     ]
-    found = {"rows": rows, "largest_difference": gap}
+    found = {"versions": used, "rows": rows, "largest_difference": gap}
     show(found, options)
     return found
 

@@ -144,8 +144,12 @@ def packing(count: int = 512) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = options_of(__doc__, argv)
-    show_versions(("numpy", "torch"))
-    found = {"throughput": throughput(options.clock, options.repeats), "packing": packing()}
+    used = show_versions(("numpy", "torch"))
+    found = {
+        "versions": used,
+        "throughput": throughput(options.clock, options.repeats),
+        "packing": packing(),
+    }
     show(found, options)
     return found
 
