@@ -19,6 +19,7 @@ SHORT = {
     "neuroformer_recording.py": ["--steps", "2", "--seconds", "30"],
     "forecast_sales.py": ["--pretraining", "2", "--steps", "2"],
 }
+# What is fetched, not installed: hundreds of megabytes that tests do not download.
 NEEDS = {"forecast_demand.py": "electricity-demand", "continue_pretraining.py": "smollm2"}
 
 

@@ -149,10 +149,6 @@ def test_the_type_of_the_result_can_be_chosen(tmp_path: Path) -> None:
 
 def test_statistics_reach_the_method(tmp_path: Path) -> None:
     """A method with a statistic of every model gets them; checked against memory."""
-    from polytask.merge import METHODS as KNOWN
-
-    if "fisher" not in KNOWN:
-        pytest.skip("Fisher merging is not there")
     states = models(tmp_path, torch.float32)
     fishers = {n: {k: v.abs() for k, v in near(states[n], 7).items()} for n in "abc"}
     for name, state in fishers.items():

@@ -79,6 +79,11 @@ class TextCodec:
         )
         tokenizer.train_from_iterator(texts, trainer)
         tokenizer.encode_special_tokens = True
+        return cls.trained(tokenizer, sentinels, len(named))
+
+    @classmethod
+    def trained(cls, tokenizer: Tokenizer, sentinels: int, modes: int) -> TextCodec:
+        """A tokenizer whose first ids are SPECIALS, then sentinels, then mode tokens."""
         first = len(SPECIALS)
         return cls(
             tokenizer,
@@ -89,7 +94,7 @@ class TextCodec:
             mask=3,
             end=4,
             sentinels=tuple(range(first, first + sentinels)),
-            modes=tuple(range(first + sentinels, len(specials))),
+            modes=tuple(range(first + sentinels, first + sentinels + modes)),
         )
 
     @classmethod

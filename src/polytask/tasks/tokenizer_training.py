@@ -73,15 +73,4 @@ def _words(
     trainer = trainers.WordLevelTrainer(vocab_size=size, special_tokens=marks, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.encode_special_tokens = True
-    first = len(SPECIALS)
-    return TextCodec(
-        tokenizer,
-        pad=0,
-        start=(1,),
-        sep=(2,),
-        close=(),
-        mask=3,
-        end=4,
-        sentinels=tuple(range(first, first + sentinels)),
-        modes=tuple(range(first + sentinels, first + sentinels + len(modes))),
-    )
+    return TextCodec.trained(tokenizer, sentinels, len(modes))

@@ -529,33 +529,3 @@ def test_a_set_that_must_be_fetched_says_so(name: str, cache: Path) -> None:
 
 def test_text_that_differs_in_case_and_marks_is_the_same() -> None:
     assert normal("  It’s a_Test: 3!\n") == normal("it s a test 3")
-
-
-DICTIONARY = """
-00-database-short
-   A dictionary, to be left out of the documents of this set of words.
-
-Anchoress \\An"cho*ress\\, n. [F. anachor[`e]te [see {Anchor}].]
-   A female anchoret.
-   [1913 Webster]
-
-         And there, a saintly anchoress, she dwelt.
-                                                  --Wordsworth.
-   [1913 Webster] Anchoret
-
-Bark \\Bark\\, v. t.
-   1. To strip the {bark} from; to peel a tree of its outer skin.
-      [1913 Webster]
-
-Short \\Short\\, a.
-   Not long.
-"""
-
-
-def test_the_dictionary_is_prose_by_entry(tmp_path: Path) -> None:
-    write(tmp_path / "usr/share/dictd/gcide.dict.dz", gzip.compress(DICTIONARY.encode()))
-    rows = {row["headword"]: row["text"] for row in joined(build("gcide", tmp_path))}
-    assert rows == {
-        "Anchoress": "Anchoress, A female anchoret. And there, a saintly anchoress, she dwelt.",
-        "Bark": "Bark, To strip the bark from; to peel a tree of its outer skin.",
-    }
