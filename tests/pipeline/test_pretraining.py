@@ -280,3 +280,8 @@ def test_a_folder_of_something_else_is_not_touched(place: Path, tmp_path: Path) 
     with pytest.raises(CheckpointError, match="does not remove it"):
         pretrain(config(), tmp_path / "run", place, fresh=True)
     assert (tmp_path / "run" / "thesis.txt").is_file()
+
+
+def test_an_objective_that_is_not_there_names_those_that_are() -> None:
+    with pytest.raises(ConfigError, match=r"no objective 'masked', only .*masked_lm.*bart"):
+        config(objective="masked")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from polytask.configs import Config, load_yaml, parse
 from polytask.data.corpus import CorpusSpec
+from polytask.errors import suggestion
 from polytask.models.feed import Architecture
 from polytask.objectives.noise import Bart, BartNoise, MaskedLM
 from polytask.objectives.ul2 import (
@@ -189,6 +190,12 @@ class PretrainRunConfig(Config):
             return value
         if value in RATES:
             return {"denoisers": [{"kind": value, "rate": RATES[value]}]}
+        known = (*get_args(Preset), *RATES)
+        if value not in known:
+            raise ValueError(
+                f"there is no objective '{value}', only {', '.join(known)}."
+                f"{suggestion(value, known)}"
+            )
         return {"preset": value}
 
     @model_validator(mode="after")
